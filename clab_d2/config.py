@@ -1,0 +1,104 @@
+"""Every config key that clab_d2 adds to Detectron2's, with its default and what it does.
+
+The defaults are those of the paper's ImageNet VID recipe wherever it has a value for them.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_clab_config(cfg: CN) -> None:
+    """Add clab_d2's keys to a Detectron2 config, in place.
+
+    Args:
+        cfg: a config made by :func:`detectron2.config.get_cfg`.
+    """
+    _add_data_keys(cfg)
+    _add_model_keys(cfg)
+    _add_solver_keys(cfg)
+
+
+def get_clab_cfg() -> CN:
+    """Return Detectron2's default config with clab_d2's keys added."""
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_clab_config(cfg)
+    return cfg
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # Datasets of one's own: [[name, CocoVID JSON, image root], ...]; the JSON gives their classes.
+    cfg.DATASETS.VID = []
+
+    # "pillow" (Detectron2's, antialiased) or "opencv" (bilinear, as the official release resizes).
+    cfg.INPUT.RESIZE_BACKEND = "pillow"
+
+    # Reference frames of a training clip: how many, and from how far on each side of the key frame.
+    cfg.INPUT.REFERENCES = CN()
+    cfg.INPUT.REFERENCES.NUM = 2
+    cfg.INPUT.REFERENCES.RANGE = 9
+
+    # True: the first unreadable frame stops the job. False: it is left out, counted and reported.
+    cfg.DATALOADER.STRICT = False
+
+    # Reference frames at test. SAMPLING is
+    #   "adaptive": NUM frames spread evenly over the whole video, drawn once;
+    #   "fixed":    a window of NUM/2 frames before and NUM/2 after the key frame, STRIDE apart;
+    #   "causal":   the NUM frames before the key frame, STRIDE apart (what a live stream has).
+    cfg.TEST.REFERENCES = CN()
+    cfg.TEST.REFERENCES.SAMPLING = "adaptive"
+    cfg.TEST.REFERENCES.NUM = 14
+    cfg.TEST.REFERENCES.STRIDE = 1
+
+    # Key frames of one video that go through the model together at test.
+    cfg.TEST.KEY_FRAMES_PER_BATCH = 1
+
+
+def _add_model_keys(cfg: CN) -> None:
+    # Batch norm uses its running statistics in training too, while weight and bias are trained.
+    # For pre-trained backbones; turn off to train from scratch with RESNETS.NORM "BN".
+    cfg.MODEL.BACKBONE.FIX_BN_STATISTICS = True
+
+    # Neck of the single-scale backbones (`build_resnet_dc5_backbone`): a 3x3 conv and ReLU on
+    # IN_FEATURE; its output is the feature "c5".
+    cfg.MODEL.NECK = CN()
+    cfg.MODEL.NECK.IN_FEATURE = "res5"
+    cfg.MODEL.NECK.OUT_CHANNELS = 512
+
+    # Best IoU that an object's best anchors must reach to be kept as low-quality matches.
+    cfg.MODEL.RPN.MIN_LOW_QUALITY_IOU = 0.0
+
+    # SELSA: after every FC, attention from the key frame's proposals to the reference frames'.
+    cfg.MODEL.SELSA = CN()
+    cfg.MODEL.SELSA.ENABLED = True
+    cfg.MODEL.SELSA.NUM_HEADS = 16
+
+    # Temporal RoI Align: RoI features of the key frame gather what is most similar in the
+    # reference maps. NUM_HEADS 0 takes the plain mean over frames instead of attention.
+    cfg.MODEL.TEMPORAL_ROI_ALIGN = CN()
+    cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = True
+    cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR = 2
+    cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS = 4
+
+    # The CLAB branch (training only). IN_FEATURE: a ResNet stage, the neck's output, an FPN level.
+    cfg.MODEL.CONTRASTIVE = CN()
+    cfg.MODEL.CONTRASTIVE.ENABLED = False
+    cfg.MODEL.CONTRASTIVE.IN_FEATURE = "res4"
+    cfg.MODEL.CONTRASTIVE.CONV_DIM = 512
+    cfg.MODEL.CONTRASTIVE.HIDDEN_DIM = 256
+    cfg.MODEL.CONTRASTIVE.EMBED_DIM = 128
+    cfg.MODEL.CONTRASTIVE.TEMPERATURE = 0.1
+    # Weight of the contrastive loss: START at iteration 0; "linear" and "cosine" fall to 0 at
+    # iteration STEPS and stay there, "constant" stays at START.
+    cfg.MODEL.CONTRASTIVE.WEIGHT = CN()
+    cfg.MODEL.CONTRASTIVE.WEIGHT.START = 0.005
+    cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE = "linear"
+    cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = 25000
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    # "SGD" (the paper's) or "AdamW" (for small models trained from scratch).
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all parameters.
+    cfg.SOLVER.OPTIMIZER = "SGD"

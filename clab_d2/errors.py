@@ -1,0 +1,15 @@
+"""Errors that are the user's to mend: tools print them as one line and exit with status 2."""
+
+
+class DataError(ValueError):
+    """A file of the user's is missing, unreadable or contradicts itself.
+
+    The message is one line that names the file (or record) and the remedy.
+    """
+
+
+class ConfigError(ValueError):
+    """A config contradicts itself or the data it is used with.
+
+    The message is one line that names the key and the remedy.
+    """
