@@ -1,0 +1,1 @@
+"""Evaluation: the VID metric and the evaluator that computes it."""
