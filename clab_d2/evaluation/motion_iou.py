@@ -12,7 +12,7 @@ import numpy as np
 #: Frames on each side that an object's box is compared with.
 WINDOW = 10
 
-#: An object is slow above the second number, fast below the first, and medium from one to the other.
+#: An object is fast below the first number, slow above the second, and medium in between.
 FAST_BELOW = 0.7
 SLOW_ABOVE = 0.9
 
