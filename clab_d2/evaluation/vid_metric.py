@@ -64,11 +64,13 @@ class Curve:
     Attributes:
         recall, precision: (K,) float64. Precision is as measured, not made monotonous.
         score: (K,) the score at which that point is reached.
+        positives: how many objects there were to be found.
     """
 
     recall: np.ndarray
     precision: np.ndarray
     score: np.ndarray
+    positives: int
 
 
 def whole_pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -296,14 +298,13 @@ def precision_recall(
     hits = np.flatnonzero(right)
     num_right = np.arange(1, len(hits) + 1)
     num_wrong = np.cumsum(wrong)[hits]
-    return Curve(num_right / positives, num_right / (num_right + num_wrong), score[hits])
+    return Curve(num_right / positives, num_right / (num_right + num_wrong), score[hits], positives)
 
 
 def area_under(curve: Curve) -> float:
     """Average precision: each step in recall times the best precision at or beyond it."""
     best_beyond = np.maximum.accumulate(curve.precision[::-1])[::-1]
-    steps = np.diff(curve.recall, prepend=0.0)
-    return float((steps * best_beyond).sum())
+    return float(best_beyond.sum() / curve.positives)
 
 
 def mean_over_classes(ap: np.ndarray) -> float:
