@@ -1,0 +1,167 @@
+"""For each RoI bin, the positions of a reference feature map that are most similar to it.
+
+The plain way multiplies every bin with every reference position (METHOD: 270 G multiply-adds a key
+frame). RoIAlign is linear in the feature map, so a bin's products with all reference positions are
+the RoIAlign of the key map's correlation with them: one smaller matrix product, then a weighted sum
+of a few of its rows for each bin. Correlation and search go tile by tile over the reference
+positions, so no similarity matrix longer than one tile exists.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Added to norms before dividing, as the release does.
+NORM_EPS = 1e-10
+# Reference positions searched at a time: large enough for an efficient product, small enough for
+# the tile's similarities to stay in cache.
+TILE = 512
+
+
+class BinInterpolation(NamedTuple):
+    """RoIAlign as a sparse matrix: bin = sum of weight * feature[position].
+
+    Attributes:
+        positions: (N, S) indices into the flattened (h * w) feature map, for N bins.
+        weights: (N, S).
+    """
+
+    positions: Tensor
+    weights: Tensor
+
+    def of(self, table: Tensor) -> Tensor:
+        """Interpolate the rows of ``table`` (h * w, D) -> (N, D)."""
+        return F.embedding_bag(
+            self.positions, table, per_sample_weights=self.weights.to(table.dtype), mode="sum"
+        )
+
+
+class MostSimilar(NamedTuple):
+    """The K most similar reference positions of each bin, best first.
+
+    Attributes:
+        positions: (N, K) indices into the flattened reference map.
+        cosines: (N, K) cosine similarities.
+    """
+
+    positions: Tensor
+    cosines: Tensor
+
+
+def _axis_interpolation(
+    start: Tensor, length: Tensor, output_size: int, sampling_ratio: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Indices and weights along one axis, (R, output_size, 2 * sampling_ratio) each."""
+    steps = torch.arange(output_size * sampling_ratio, device=start.device, dtype=start.dtype)
+    bin_length = length[:, None] / output_size
+    sample = start[:, None] + (steps + 0.5) * bin_length / sampling_ratio
+    inside = (sample >= -1.0) & (sample <= size)
+    sample = sample.clamp(min=0.0)
+    low = sample.floor().long().clamp(max=size - 1)
+    high = (low + 1).clamp(max=size - 1)
+    # At the far border both corners are the last row or column.
+    fraction = torch.where(low >= size - 1, torch.zeros_like(sample), sample - low)
+    scale = inside.to(start.dtype) / sampling_ratio
+    indices = torch.stack([low, high], dim=-1)
+    weights = torch.stack([(1.0 - fraction) * scale, fraction * scale], dim=-1)
+    shape = (len(start), output_size, 2 * sampling_ratio)
+    return indices.reshape(shape), weights.reshape(shape)
+
+
+def bin_interpolation(
+    boxes: Tensor, output_size: int, scale: float, sampling_ratio: int, height: int, width: int
+) -> BinInterpolation:
+    """RoIAlign ("aligned", half-pixel) as a sparse matrix.
+
+    Args:
+        boxes: (R, 4) xyxy in image coordinates.
+        output_size: bins along each side.
+        scale: feature pixels per image pixel.
+        sampling_ratio: samples along each side of a bin; must be positive.
+        height, width: size of the feature map.
+
+    Returns:
+        N = R * output_size ** 2 bins, RoI by RoI, row by row.
+    """
+    if sampling_ratio <= 0:
+        raise ValueError("the interpolation needs a positive sampling ratio")
+    corners = boxes * scale - 0.5
+    sizes = (boxes[:, 2:] - boxes[:, :2]) * scale
+    x, x_weight = _axis_interpolation(
+        corners[:, 0], sizes[:, 0], output_size, sampling_ratio, width
+    )
+    y, y_weight = _axis_interpolation(
+        corners[:, 1], sizes[:, 1], output_size, sampling_ratio, height
+    )
+    positions = y[:, :, None, :, None] * width + x[:, None, :, None, :]
+    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    num_bins = len(boxes) * output_size**2
+    samples = (2 * sampling_ratio) ** 2
+    return BinInterpolation(
+        positions.reshape(num_bins, samples), weights.reshape(num_bins, samples)
+    )
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Divide each row by its norm (plus :data:`NORM_EPS`)."""
+    return rows / (rows.norm(dim=1, keepdim=True) + NORM_EPS)
+
+
+@torch.no_grad()
+def find_most_similar(
+    key_rows: Tensor,
+    interpolation: BinInterpolation,
+    bin_norms: Tensor,
+    reference_units: Tensor,
+    k: int,
+    tile: int = TILE,
+) -> MostSimilar:
+    """Search one reference map.
+
+    Args:
+        key_rows: (h * w, C) the key frame's feature map, position by position.
+        interpolation: the RoI bins as weighted sums of these rows.
+        bin_norms: (N,) norms of the RoI bins.
+        reference_units: (P, C) the reference map's positions, each divided by its norm.
+        k: how many positions to take; at most P.
+        tile: reference positions to hold similarities of at a time.
+    """
+    best_values: Tensor | None = None
+    best_positions: Tensor | None = None
+    for start in range(0, len(reference_units), tile):
+        correlation = key_rows @ reference_units[start : start + tile].T
+        similarity = interpolation.of(correlation)
+        values, positions = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        positions = positions + start
+        if best_values is None or best_positions is None:
+            best_values, best_positions = values, positions
+            continue
+        values = torch.cat([best_values, values], dim=1)
+        positions = torch.cat([best_positions, positions], dim=1)
+        best_values, order = values.topk(min(k, values.shape[1]), dim=1)
+        best_positions = positions.gather(1, order)
+    assert best_values is not None and best_positions is not None
+    return MostSimilar(best_positions, best_values / (bin_norms[:, None] + NORM_EPS))
+
+
+def cosines_at(bins: Tensor, reference_rows: Tensor, positions: Tensor) -> Tensor:
+    """Cosines of bins with chosen reference positions, with gradients to both.
+
+    The search itself gives no gradient; only the chosen positions' cosines need one.
+
+    Args:
+        bins: (N, C).
+        reference_rows: (P, C), not normalised.
+        positions: (N, K).
+
+    Returns:
+        (N, K).
+    """
+    chosen = reference_rows[positions]
+    products = torch.einsum("nc,nkc->nk", bins, chosen)
+    bin_norms = bins.norm(dim=1, keepdim=True) + NORM_EPS
+    return products / bin_norms / (reference_rows.norm(dim=1)[positions] + NORM_EPS)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from clab_d2.modeling.most_similar import bin_interpolation
+from clab_d2.modeling.temporal_roi_align import TemporalRoIAlign
+
+
+def plain_temporal_roi_align(
+    module: TemporalRoIAlign, roi_features: Tensor, references: list[Tensor]
+) -> Tensor:
+    """The formula as METHOD states it, every product written out: what the fast way must equal."""
+    num_rois, channels, size, _ = roi_features.shape
+    bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1)
+    frames = [roi_features]
+    for reference in references:
+        rows = reference.flatten(1).T
+        unit_bins = bins / (bins.norm(dim=1, keepdim=True) + 1e-10)
+        unit_rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-10)
+        values, positions = (unit_bins @ unit_rows.T).topk(module.num_most_similar, dim=1)
+        gathered = (values.softmax(dim=1)[..., None] * rows[positions]).sum(dim=1)
+        frames.append(gathered.view(num_rois, size, size, channels).permute(0, 3, 1, 2))
+    stacked = torch.stack(frames)
+    if module.embed is None:
+        return stacked.mean(dim=0)
+    shape = (len(frames), num_rois, module.num_heads, -1, size, size)
+    embedded = module.embed(stacked.flatten(0, 1)).view(shape)
+    logits = (embedded * embedded[:1]).sum(dim=3, keepdim=True)
+    weights = (logits / math.sqrt(channels / module.num_heads)).softmax(dim=0)
+    return (weights * stacked.view(shape)).sum(dim=0).flatten(1, 2)
+
+
+def make_case(
+    seed: int,
+    *,
+    channels: int = 8,
+    num_rois: int = 4,
+    size: int = 7,
+    sides: tuple[tuple[int, int], ...] = ((6, 9), (6, 9), (5, 7)),
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Feature map, boxes, their RoIAlign, reference maps; in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    feature = random(channels, *sides[0])
+    corners = torch.rand(num_rois, 2, 2, generator=generator, dtype=torch.float64)
+    extent = torch.tensor([sides[0][1] * 16.0, sides[0][0] * 16.0], dtype=torch.float64)
+    boxes = torch.cat([corners.amin(1) * extent, corners.amax(1) * extent], dim=1)
+    pooled = roi_align(
+        feature[None], [boxes], size, spatial_scale=1 / 16, sampling_ratio=2, aligned=True
+    )
+    return feature, boxes, pooled, [random(channels, *side) for side in sides[1:]]
+
+
+def run(
+    module: TemporalRoIAlign, case: tuple, counts: list[int] | None = None, **kwargs: object
+) -> Tensor:
+    feature, boxes, pooled, references = case
+    return module(
+        pooled,
+        boxes,
+        feature,
+        references,
+        counts or [1] * len(references),
+        scale=1 / 16,
+        sampling_ratio=2,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("name", ["temporal_roi_align", "temporal_roi_align_mean"])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_equals_the_release(golden, name, with_gradients):
+    arrays = np.load(golden(f"{name}.npz"))
+    module = TemporalRoIAlign(
+        32,
+        num_most_similar=int(arrays["num_most_similar_points"]),
+        num_heads=int(arrays["num_temporal_attention_blocks"]),
+    )
+    if module.embed is not None:
+        module.embed.load_state_dict(
+            {
+                kind: torch.from_numpy(arrays[f"w/embed_network.conv.{kind}"])
+                for kind in ("weight", "bias")
+            }
+        )
+    feature = torch.from_numpy(arrays["feat"])
+    rois = torch.from_numpy(arrays["rois"])
+    scale, sampling_ratio = 1 / int(arrays["stride"]), int(arrays["sampling_ratio"])
+    pooled = roi_align(
+        feature, rois, int(arrays["output_size"]), scale, sampling_ratio, aligned=True
+    )
+    np.testing.assert_allclose(pooled.numpy(), arrays["roi_feats"], atol=1e-4)
+    references = list(torch.from_numpy(arrays["ref_feats"]))
+    with torch.set_grad_enabled(with_gradients):
+        out = module(
+            pooled,
+            rois[:, 1:],
+            feature[0],
+            references,
+            [1] * len(references),
+            scale=scale,
+            sampling_ratio=sampling_ratio,
+        )
+    np.testing.assert_allclose(out.detach().numpy(), arrays["out"], atol=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    boxes=st.lists(
+        st.tuples(*[st.floats(-40, 200, width=32) for _ in range(4)]), min_size=1, max_size=5
+    ),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    sampling_ratio=st.integers(1, 3),
+    output_size=st.integers(1, 7),
+)
+def test_bin_interpolation_is_roi_align(boxes, height, width, sampling_ratio, output_size):
+    corners = torch.tensor(boxes, dtype=torch.float64).view(-1, 2, 2)
+    xyxy = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+    feature = torch.randn(3, height, width, dtype=torch.float64)
+    expected = roi_align(feature[None], [xyxy], output_size, 1 / 16, sampling_ratio, aligned=True)
+    interpolation = bin_interpolation(xyxy, output_size, 1 / 16, sampling_ratio, height, width)
+    bins = interpolation.of(feature.flatten(1).T.contiguous())
+    actual = bins.view(len(xyxy), output_size, output_size, 3).permute(0, 3, 1, 2)
+    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_heads", [0, 2, 4])
+@pytest.mark.parametrize("num_most_similar", [1, 2, 3])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_fast_way_equals_the_plain_formula(num_heads, num_most_similar, with_gradients):
+    torch.manual_seed(num_heads)
+    module = TemporalRoIAlign(8, num_most_similar, num_heads).double()
+    case = make_case(seed=num_most_similar, num_rois=11)
+    with torch.set_grad_enabled(with_gradients):
+        actual = run(module, case)
+    torch.testing.assert_close(actual, plain_temporal_roi_align(module, case[2], case[3]))
+
+
+def test_gradients_equal_the_plain_formula():
+    torch.manual_seed(0)
+    module = TemporalRoIAlign(8).double()
+    feature, boxes, pooled, references = make_case(seed=3)
+    leaves = [pooled, *references]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    target = torch.randn_like(pooled)
+    parameters = list(module.parameters())
+    fast = torch.autograd.grad(
+        (run(module, (feature, boxes, pooled, references)) * target).sum(), leaves + parameters
+    )
+    plain = torch.autograd.grad(
+        (plain_temporal_roi_align(module, pooled, references) * target).sum(), leaves + parameters
+    )
+    for left, right in zip(fast, plain, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_gradcheck():
+    torch.manual_seed(0)
+    module = TemporalRoIAlign(4, num_heads=2).double()
+    feature, boxes, pooled, references = make_case(
+        seed=5, channels=4, num_rois=1, size=2, sides=((3, 4), (3, 3))
+    )
+
+    def function(pooled: Tensor, reference: Tensor) -> Tensor:
+        return run(module, (feature, boxes, pooled, [reference]))
+
+    assert torch.autograd.gradcheck(
+        function, (pooled.requires_grad_(True), references[0].requires_grad_(True))
+    )
+
+
+@pytest.mark.parametrize("num_heads", [0, 4])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_counts_equal_repeating_a_reference(num_heads, with_gradients):
+    torch.manual_seed(0)
+    module = TemporalRoIAlign(8, num_heads=num_heads).double()
+    case = make_case(seed=7)
+    repeated = [case[3][0], case[3][1], case[3][1], case[3][1]]
+    with torch.set_grad_enabled(with_gradients):
+        torch.testing.assert_close(
+            run(module, case, counts=[1, 3]),
+            plain_temporal_roi_align(module, case[2], repeated),
+        )
+
+
+def test_a_reference_smaller_than_k_positions():
+    module = TemporalRoIAlign(8, num_most_similar=2).double()
+    case = make_case(seed=1, sides=((4, 4), (1, 1)))
+    assert torch.isfinite(run(module, case)).all()
+
+
+def test_no_references_or_no_rois_leave_the_features_as_they_are():
+    module = TemporalRoIAlign(8).double()
+    feature, boxes, pooled, _ = make_case(seed=1)
+    assert run(module, (feature, boxes, pooled, [])) is pooled
+    assert run(module, (feature, boxes[:0], pooled[:0], [feature])).shape == (0, 8, 7, 7)
