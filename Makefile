@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # There from the first moment of a new environment until it is ready
 UNFINISHED := $(VENV)/.unfinished
-PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
+PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -qq $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test demo demo-clip bench lint clean

@@ -1,0 +1,185 @@
+"""The set-up: what setup.py declares, the exact versions, and the check at import."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import clab_d2
+from clab_d2 import _requirements
+from clab_d2._requirements import REQUIREMENTS, UNKNOWN, check_requirements, find_version
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+RECENT = {
+    "torch": "2.4.0",
+    "torchvision": "0.19",
+    "detectron2": "0.6",
+    "pytorch_metric_learning": "2.5.0",
+}
+
+
+@pytest.fixture(scope="module")
+def declared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What setup.py writes into the package's metadata: field -> values."""
+    folder = tmp_path_factory.mktemp("egg_info")
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    info = folder / "clab_d2.egg-info"
+    fields: dict[str, list[str]] = {}
+    for line in (info / "PKG-INFO").read_text(encoding="utf-8").splitlines():
+        field, _, value = line.partition(": ")
+        fields.setdefault(field, []).append(value)
+    sources = (info / "SOURCES.txt").read_text(encoding="utf-8")
+    fields["sources"] = sources.splitlines()
+    return fields
+
+
+def pinned(python: str) -> dict[str, str]:
+    """Package -> exact version that constraints.txt names for that Python on Linux."""
+    found: dict[str, str] = {}
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate(environment):
+            continue
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", line
+        name = canonicalize_name(requirement.name)
+        assert name not in found, f"{name} stands twice for Python {python}"
+        found[name] = specifier.version
+    return found
+
+
+def test_metadata_names_the_package_and_its_pythons(declared: dict[str, list[str]]) -> None:
+    assert declared["Name"] == ["clab_d2"]
+    assert declared["Version"] == [clab_d2.__version__]
+    (pythons,) = declared["Requires-Python"]
+    assert all(python in SpecifierSet(pythons) for python in PYTHONS)
+    assert "3.9" not in SpecifierSet(pythons)
+
+
+def test_every_subpackage_is_installed(declared: dict[str, list[str]]) -> None:
+    for folder in {path.parent for path in (ROOT / "clab_d2").rglob("*.py")}:
+        relative = folder.relative_to(ROOT).as_posix()
+        assert f"{relative}/__init__.py" in declared["sources"], f"{relative} is not a package"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_hold_a_version_in_range_of_all_that_is_required(
+    declared: dict[str, list[str]], python: str
+) -> None:
+    versions = pinned(python)
+    for text in declared["Requires-Dist"]:
+        requirement = Requirement(text)  # those of the extra `dev` included
+        name = canonicalize_name(requirement.name)
+        assert name in versions, f"constraints.txt lacks {name}"
+        assert versions[name] in requirement.specifier, f"{name}: {versions[name]}"
+
+
+def test_setup_and_check_ask_for_the_same_minimums(declared: dict[str, list[str]]) -> None:
+    required = {
+        canonicalize_name(Requirement(text).name): Requirement(text).specifier
+        for text in declared["Requires-Dist"]
+    }
+    for item in REQUIREMENTS:
+        if item.module == "detectron2":
+            continue  # not on the package index, so not declared
+        specifier = required[canonicalize_name(item.distributions[0])]
+        major, minor = item.minimum
+        assert f"{major}.{minor}" in specifier
+        assert f"{major}.{minor - 1}" not in specifier
+
+
+def test_what_is_installed_here_passes() -> None:
+    check_requirements()
+
+
+def test_the_oldest_supported_versions_pass() -> None:
+    check_requirements(RECENT)
+
+
+@pytest.mark.parametrize("version", ["2.14.1+cu130", "3.0", "2.10.0a0+git12ab", UNKNOWN])
+def test_versions_compare_as_numbers(version: str) -> None:
+    check_requirements(RECENT | {"torch": version})
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "said"),
+    [
+        ("torch", "2.3.1+cpu", "PyTorch 2.3.1+cpu is too old (need 2.4 or newer): run pip install"),
+        ("torch", "1.13.1", "PyTorch 1.13.1 is too old"),
+        ("torchvision", None, "torchvision is missing (need 0.19 or newer): run pip install"),
+        ("detectron2", None, "Detectron2 is missing (need 0.6 or newer): run python tools/install"),
+        ("detectron2", "0.5", "Detectron2 0.5 is too old"),
+        ("pytorch_metric_learning", "2.4.1", "pytorch-metric-learning 2.4.1 is too old"),
+    ],
+)
+def test_missing_or_old_gives_one_line(module: str, version: str | None, said: str) -> None:
+    with pytest.raises(ImportError) as error:
+        check_requirements(RECENT | {module: version})
+    message = str(error.value)
+    assert message.startswith(f"clab_d2: {said}")
+    assert "\n" not in message and ";" not in message
+
+
+def test_all_that_is_amiss_is_told_at_once() -> None:
+    with pytest.raises(ImportError) as error:
+        check_requirements({})
+    assert all(item.title in str(error.value) for item in REQUIREMENTS)
+    assert "\n" not in str(error.value)
+
+
+def test_a_library_without_installation_record_counts_as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lone_module.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    lone = _requirements.Requirement("Lone", "lone_module", ("lone-module",), (1, 0), "run")
+    assert find_version(lone) == UNKNOWN
+    gone = _requirements.Requirement("Gone", "gone_module", ("gone-module",), (1, 0), "run")
+    assert find_version(gone) is None
+
+
+def test_import_without_detectron2_says_how_to_get_it() -> None:
+    code = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "detectron2":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+import clab_d2
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "ImportError: clab_d2: Detectron2 is missing (need 0.6 or newer): "
+        "run python tools/install_detectron2.py"
+    )
+    assert "During handling" not in done.stderr
+
+
+def test_make_lists_its_targets() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    listed = re.findall(r"^make (\S+)", done.stdout, flags=re.MULTILINE)
+    assert listed == ["help", "venv", "test", "demo", "demo-clip", "bench", "lint", "clean"]
