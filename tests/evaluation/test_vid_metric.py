@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clab_d2.evaluation import vid_metric
+from clab_d2.evaluation import matching
 from clab_d2.evaluation.vid_metric import (
     SUBSETS,
     Matcher,
@@ -40,7 +40,7 @@ def test_equals_the_development_kit(golden, subset):
 def test_chunks_of_pairs_change_nothing(golden, monkeypatch):
     whole = evaluate(golden)
     for size in (1, 7, 100):
-        monkeypatch.setattr(vid_metric, "_PAIRS_AT_A_TIME", size)
+        monkeypatch.setattr(matching, "_PAIRS_AT_A_TIME", size)
         for subset, ap in evaluate(golden).items():
             assert ap.tolist() == whole[subset].tolist()
 
