@@ -48,12 +48,13 @@ clean: ## remove the virtual environment and caches; output/ and made datasets s
 # The Makefile itself is one of the files that the environment follows from. A new environment
 # whose making was broken off is made anew; one that is ready is brought up to date in place.
 $(READY): setup.py constraints.txt tools/install_detectron2.py Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo "make: $(PYTHON) is missing or older than 3.10: install a newer Python, or run make PYTHON=python3.x" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "make: $(PYTHON) can't make virtual environments: install its venv module (Debian, Ubuntu: the package python3-venv)" >&2; exit 1; }
-	@if [ -e $(UNFINISHED) ]; then echo "making $(VENV) anew: the last set-up was broken off"; rm -rf $(VENV); fi
-	@if [ ! -e $(VENV) ]; then mkdir -p $(VENV) && touch $(UNFINISHED) && \
+	@if [ -e $(UNFINISHED) ]; then echo "making $(VENV) anew: the last set-up was broken off"; \
+	  find $(VENV) -mindepth 1 -maxdepth 1 ! -name $(notdir $(UNFINISHED)) -exec rm -rf {} +; fi
+	@if [ -e $(UNFINISHED) ] || [ ! -e $(VENV) ]; then mkdir -p $(VENV) && touch $(UNFINISHED) && \
 	  echo "making $(VENV) with $$($(PYTHON) -V)" && $(PYTHON) -m venv $(VENV); fi
 	@echo "installing the versions of constraints.txt (the first time: some minutes)"
 	@$(PIP_INSTALL) $$(grep -E '^(setuptools|wheel)==' constraints.txt)
