@@ -1,0 +1,162 @@
+"""Data loaders: Detectron2's, given clips instead of images and whole videos at test."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    MetadataCatalog,
+    build_detection_train_loader,
+)
+from detectron2.data.build import (
+    print_instances_class_histogram,
+    trivial_batch_collator,
+    worker_init_reset_seed,
+)
+from torch.utils.data import DataLoader
+
+from clab_d2.data.catalog import check_registered, check_same_classes
+from clab_d2.data.coco_vid import get_video_table, load_coco_vid
+from clab_d2.data.dataset_mapper import VIDDatasetMapper
+from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
+from clab_d2.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+# Files looked for before a job begins, spread over the dataset.
+_FILES_TO_PROBE = 20
+
+
+def build_vid_train_loader(cfg: CfgNode) -> Any:
+    """Build the endless stream of training clips, VID and DET mixed.
+
+    Each frame that may be a key frame, of all sets of ``DATASETS.TRAIN``, comes once in each pass,
+    in random order (ImageNet VID: 57,834 frames and 53,638 DET images, 111,472 in all).
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out key frames without an object; any frame can
+    be a reference.
+
+    Returns:
+        An iterable of batches, each a list of ``SOLVER.IMS_PER_BATCH / world size`` clips, see
+        :class:`clab_d2.data.dataset_mapper.VIDDatasetMapper`.
+
+    Raises:
+        ConfigError, DataError: a dataset is not registered, unreadable, contradicts another one or
+            has no key frame, or none of its pictures can be found.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ConfigError("DATASETS.TRAIN is empty; name a dataset to train on")
+    records = get_key_frames(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    mapper = VIDDatasetMapper(cfg, is_train=True)
+    return build_detection_train_loader(
+        cfg, mapper=mapper, dataset=records, **_worker_options(cfg.DATALOADER.NUM_WORKERS)
+    )
+
+
+def build_vid_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Build the loader of one dataset's frames at test: this rank's share of it.
+
+    Videos stay whole and in order, and ranks get about the same number of frames. A batch is
+    ``TEST.KEY_FRAMES_PER_BATCH`` consecutive frames of one video (fewer at its end).
+
+    Returns:
+        A loader of lists of clips; empty on a rank that gets no video.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_vid_train_loader`.
+    """
+    if cfg.TEST.KEY_FRAMES_PER_BATCH < 1:
+        raise ConfigError(
+            f"TEST.KEY_FRAMES_PER_BATCH is {cfg.TEST.KEY_FRAMES_PER_BATCH}; it must be at least 1"
+        )
+    records = _load(dataset_name, key_frames_only=False)
+    for record in records:
+        del record["annotations"]  # the truth is the evaluator's
+    sampler = VideoSampler([record["video_id"] for record in records])
+    logger.info(
+        "%s: %d of %d frames, %d video(s), on this rank", dataset_name, len(sampler),
+        len(records), len(sampler.videos),
+    )
+    mapper = VIDDatasetMapper(cfg, is_train=False, dataset_names=[dataset_name])
+    return DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), mapper),
+        batch_sampler=VideoBatchSampler(sampler, cfg.TEST.KEY_FRAMES_PER_BATCH),
+        collate_fn=trivial_batch_collator,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        worker_init_fn=worker_init_reset_seed,
+    )
+
+
+def get_key_frames(names: Sequence[str], filter_empty: bool = True) -> list[Record]:
+    """Return the training key frames of several datasets, one after the other.
+
+    Args:
+        names: registered datasets.
+        filter_empty: leave out frames without an object that isn't a crowd.
+    """
+    records: list[Record] = []
+    for name in names:
+        frames = _load(name, key_frames_only=True)
+        if not frames:
+            raise DataError(
+                f"{MetadataCatalog.get(name).json_file}: dataset {name!r} has no key frame to "
+                'train on: no annotated frame has "is_vid_train_frame": true; use the training '
+                "split, or take that key out of every image"
+            )
+        kept = [frame for frame in frames if not filter_empty or _has_object(frame)]
+        logger.info(
+            "%s: %d key frames, %d left out for having no object", name, len(kept),
+            len(frames) - len(kept),
+        )
+        if not kept:
+            raise DataError(
+                f"{MetadataCatalog.get(name).json_file}: no key frame of dataset {name!r} has an "
+                "object; annotate some, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+            )
+        records += kept
+    check_same_classes(names)
+    print_instances_class_histogram(records, MetadataCatalog.get(names[0]).thing_classes)
+    return records
+
+
+def _load(name: str, key_frames_only: bool) -> list[Record]:
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "vid":
+        raise ConfigError(
+            f"{name!r} is no video dataset; name its JSON and image folder in DATASETS.VID (COCO "
+            "files serve as still clips)"
+        )
+    records = load_coco_vid(metadata.json_file, metadata.image_root, name, key_frames_only)
+    _probe_files(name)
+    return records
+
+
+def _probe_files(name: str) -> None:
+    """Say at once if the image folder is wrong, rather than frame by frame once it all runs."""
+    table = get_video_table(name)
+    step = max(len(table.video_ids) // _FILES_TO_PROBE, 1)
+    probed = [table.file_name(video_id, 0) for video_id in table.video_ids[::step]]
+    # A frame of a video file is named <file>#<index>.
+    if not any(os.path.exists(f) or os.path.exists(f.rpartition("#")[0]) for f in probed):
+        raise DataError(
+            f"{table.image_root}: none of {len(probed)} frame(s) looked for is there, the first "
+            f"being {probed[0]}; correct the image folder of dataset {name!r}, or fetch its frames"
+        )
+
+
+def _has_object(record: Record) -> bool:
+    return any(not annotation["iscrowd"] for annotation in record["annotations"])
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    # Workers read ahead, so that a clip of large frames doesn't hold up a step.
+    return {"prefetch_factor": 4, "persistent_workers": True} if num_workers else {}

@@ -1,0 +1,115 @@
+"""Datasets that a config names: registered from it, and checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from clab_d2.data.coco_vid import get_video_table, logger, read_classes_metadata, register_coco_vid
+from clab_d2.errors import ConfigError
+
+
+def register_datasets_from_config(cfg: CfgNode) -> None:
+    """Register the datasets of ``DATASETS.VID``: ``[[name, json_file, image_root], ...]``.
+
+    Their classes come from the JSON, in its order. Registering the same again does nothing; a name
+    that an earlier config gave to other files is given to these.
+
+    Raises:
+        ConfigError: an entry is malformed or takes the name of another dataset.
+        DataError: a JSON file is missing or broken.
+    """
+    for entry in cfg.DATASETS.VID:
+        if len(entry) != 3 or not all(isinstance(part, str) for part in entry):
+            raise ConfigError(
+                f"DATASETS.VID: {entry!r} is not [name, json_file, image_root]; write "
+                "DATASETS.VID \"[['mine', 'mine.json', 'frames/']]\""
+            )
+        name, json_file, image_root = entry
+        metadata = MetadataCatalog.get(name)
+        if name in DatasetCatalog:
+            if (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root):
+                continue
+            if not metadata.get("from_config"):
+                raise ConfigError(
+                    f"DATASETS.VID: the name {name!r} is taken by a dataset that is there "
+                    "already; choose another"
+                )
+            DatasetCatalog.remove(name)
+        classes = read_classes_metadata(json_file)
+        MetadataCatalog.pop(name, None)
+        register_coco_vid(name, {"from_config": True, **classes}, json_file, image_root)
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Check that every dataset of the config is there and has the classes that the model has.
+
+    Raises:
+        ConfigError: a dataset is not registered, the classes of two training sets differ, or
+            ``MODEL.ROI_HEADS.NUM_CLASSES`` is not their number.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        check_registered(name)
+    check_same_classes(cfg.DATASETS.TRAIN)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but dataset "
+                f"{name!r} has {len(classes)} class(es); set MODEL.ROI_HEADS.NUM_CLASSES "
+                f"{len(classes)}"
+            )
+
+
+def check_registered(name: str) -> None:
+    """Raise a ConfigError unless ``name`` is a registered dataset."""
+    if name not in DatasetCatalog:
+        raise ConfigError(
+            f"dataset {name!r} is not registered; name its JSON and image folder in DATASETS.VID, "
+            f"or use one of {', '.join(sorted(_video_datasets()))}"
+        )
+
+
+def check_same_classes(names: Iterable[str]) -> None:
+    """Raise a ConfigError unless the datasets have the same classes in the same order."""
+    first, classes = None, None
+    for name in names:
+        these = MetadataCatalog.get(name).get("thing_classes")
+        if these is None:
+            continue
+        if classes is not None and these != classes:
+            differing = sorted(set(these) ^ set(classes))
+            what = f"not both have {', '.join(differing[:5])}" if differing else "order differs"
+            raise ConfigError(
+                f"DATASETS.TRAIN: {first!r} and {name!r} have different classes ({what}); give "
+                "their JSON files the same categories in the same order"
+            )
+        first, classes = name, these
+
+
+def collect_bad_frames(dataset_names: Iterable[str]) -> list[str]:
+    """Return the files that could not be read so far, over all processes, and warn of them.
+
+    For the end of a job that left bad frames out. Every process must call it.
+
+    Args:
+        dataset_names: the datasets that the job used.
+
+    Returns:
+        Distinct file names, sorted; the same in every process.
+    """
+    local = {file for name in dataset_names for file in get_video_table(name).bad_frames()}
+    files = sorted(set().union(*comm.all_gather(local)))
+    if files and comm.is_main_process():
+        logger.warning(
+            "%d frame(s) could not be read and were left out: %s%s", len(files),
+            ", ".join(files[:10]), ", ..." if len(files) > 10 else "",
+        )
+    return files
+
+
+def _video_datasets() -> list[str]:
+    return [n for n in DatasetCatalog if MetadataCatalog.get(n).get("evaluator_type") == "vid"]

@@ -1,0 +1,305 @@
+"""From a frame's dataset dict to the clip that the model takes."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from torch.utils.data import get_worker_info
+
+from clab_d2.data.coco_vid import get_video_table
+from clab_d2.data.frame_sampling import (
+    adaptive_references,
+    causal_window,
+    entering_frames,
+    fixed_stride_window,
+    training_references,
+)
+from clab_d2.data.frames import IMAGE_FORMATS, ClipAugmentation, ClipTransform, read_frame
+from clab_d2.data.video_table import VideoTable
+from clab_d2.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+# So many unreadable key frames in a row are no accident: the image folder is wrong, or gone.
+_MAX_BAD_KEYS_IN_A_ROW = 100
+
+
+@dataclass(frozen=True)
+class ReferenceSampling:
+    """Which reference frames a clip has.
+
+    Attributes:
+        method: "random" (training), "adaptive", "fixed", "causal" or "none".
+        num: how many references. "fixed" has half of them on each side of the key frame.
+        stride: frames between two of them ("fixed" and "causal").
+        frame_range: how far from the key frame to draw them ("random").
+    """
+
+    method: str
+    num: int = 0
+    stride: int = 1
+    frame_range: int = 9
+
+    def __post_init__(self) -> None:
+        if self.method not in ("random", "adaptive", "fixed", "causal", "none"):
+            raise ConfigError(
+                f"TEST.REFERENCES.SAMPLING is {self.method!r}; it must be adaptive, fixed or causal"
+            )
+        key = "INPUT.REFERENCES" if self.method == "random" else "TEST.REFERENCES"
+        if self.method != "none" and self.num < 1:
+            raise ConfigError(f"{key}.NUM is {self.num}; it must be at least 1")
+        if self.method == "fixed" and self.num % 2:
+            raise ConfigError(
+                f"TEST.REFERENCES.NUM is {self.num}; fixed sampling takes half before and half "
+                "after the key frame, so it must be even"
+            )
+        if self.stride < 1:
+            raise ConfigError(f"TEST.REFERENCES.STRIDE is {self.stride}; it must be at least 1")
+        if self.frame_range < 1:
+            raise ConfigError(f"INPUT.REFERENCES.RANGE is {self.frame_range}; at least 1 is needed")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> ReferenceSampling:
+        """Read ``INPUT.REFERENCES`` or ``TEST.REFERENCES``; "none" for a model that needs none."""
+        needed = cfg.MODEL.SELSA.ENABLED or cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED
+        if is_train:
+            needed = needed or cfg.MODEL.CONTRASTIVE.ENABLED
+            references = cfg.INPUT.REFERENCES
+            if needed:
+                return cls("random", references.NUM, frame_range=references.RANGE)
+        elif needed:
+            references = cfg.TEST.REFERENCES
+            return cls(references.SAMPLING, references.NUM, references.STRIDE)
+        return cls("none")
+
+    def frames(self, num_frames: int, key: int) -> list[int]:
+        """Return the frames that the key frame aggregates over, repeats included.
+
+        In training the references alone; at test with the key frame among them.
+        """
+        if self.method == "random":
+            # Python's global state is seeded in each worker; a generator of its own would be
+            # copied into all workers and draw the same in each.
+            rng = random.Random(random.getrandbits(64))
+            return training_references(num_frames, key, self.num, self.frame_range, rng)
+        if self.method == "adaptive":
+            return [*adaptive_references(num_frames, self.num), key]
+        if self.method == "fixed":
+            return fixed_stride_window(num_frames, key, self.num // 2, self.stride)
+        if self.method == "causal":
+            return causal_window(key, self.num, self.stride)
+        return []
+
+    def frames_to_read(self, num_frames: int, key: int, frames: list[int]) -> list[int]:
+        """Return the distinct ones of ``frames`` that the model hasn't seen, without the key.
+
+        In training all of them; at test those that enter the memory at this key frame: the
+        adaptive ones all at the video's first frame.
+        """
+        if self.method == "random" or key == 0:
+            previous = None
+        elif self.method == "adaptive":
+            return []
+        else:
+            previous = self.frames(num_frames, key - 1) if self.method != "none" else None
+        return [frame for frame in entering_frames(frames, previous) if frame != key]
+
+
+class VIDDatasetMapper:
+    """Reads and augments a clip: a key frame and the reference frames it needs.
+
+    A clip is a dict. It holds of the dataset dict ``height`` and ``width`` (original),
+    ``image_id``, ``video_id``, ``frame_id``, ``file_name`` and ``dataset_name``, and
+
+    - ``image``: uint8 tensor (3, H, W), the key frame, resized;
+    - ``reference_frame_ids``: frames that the key frame aggregates over, repeats included (see
+      :class:`ReferenceSampling`);
+    - ``reference_images``: frame id -> uint8 tensor (3, H', W'), of each distinct reference but the
+      key frame; at test only of those that enter the memory at this key frame;
+    - in training ``instances`` with ``gt_boxes`` and ``gt_classes``.
+
+    All frames of a clip are resized and flipped alike. A reference whose size differs from the key
+    frame's (a video whose size changes midway) is resized by the same rule.
+
+    Unless ``strict``, an unreadable frame is noted in the dataset's table, warned of once, and
+    worked around: in training an unreadable key frame gives None instead of a clip, for which
+    Detectron2's loader draws another, and an unreadable reference is replaced by another one, or
+    the key frame; at test the image is None.
+
+    Args:
+        is_train: whether to augment and to give ``instances``.
+        augmentation: draws the resize and flip of each clip.
+        sampling: which reference frames a clip has.
+        tables: the videos of each dataset, by its name.
+        image_format: order of the colour channels, "RGB" or "BGR".
+        strict: raise a DataError at the first unreadable frame.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentation: ClipAugmentation,
+        sampling: ReferenceSampling,
+        tables: Mapping[str, VideoTable],
+        image_format: str = "RGB",
+        strict: bool = False,
+    ) -> None:
+        if image_format not in IMAGE_FORMATS:
+            raise ConfigError(
+                f"INPUT.FORMAT is {image_format!r}; it must be one of {IMAGE_FORMATS}"
+            )
+        self.is_train = is_train
+        self.augmentation = augmentation
+        self.sampling = sampling
+        self.tables = dict(tables)
+        self.image_format = image_format
+        self.strict = strict
+        self._bad_keys_in_a_row = 0
+        self._in_worker = False
+        logger.info(
+            "Clips in %s: %s, %s", "training" if is_train else "test", augmentation, sampling
+        )
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, dataset_names: Iterable[str] | None = None
+    ) -> dict[str, Any]:
+        """Read the config; by default the tables of all its training (or test) sets."""
+        if dataset_names is None:
+            dataset_names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        return {
+            "is_train": is_train,
+            "augmentation": ClipAugmentation.from_config(cfg, is_train),
+            "sampling": ReferenceSampling.from_config(cfg, is_train),
+            "tables": {name: get_video_table(name) for name in dataset_names},
+            "image_format": cfg.INPUT.FORMAT,
+            "strict": cfg.DATALOADER.STRICT,
+        }
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Make the clip of a key frame.
+
+        Args:
+            record: a dataset dict of :func:`clab_d2.data.coco_vid.load_coco_vid`; left as it is.
+
+        Returns:
+            The clip, or None in training where the key frame is unreadable.
+
+        Raises:
+            DataError: a frame is unreadable, and ``strict``; or a hundred key frames in a row are.
+        """
+        self._set_up_worker()
+        table = self.tables[record["dataset_name"]]
+        video_id, key, num_frames = record["video_id"], record["frame_id"], record["num_frames"]
+        transform = self.augmentation.sample()
+        image = self._read(table, video_id, key, (record["height"], record["width"]))
+        self._bad_keys_in_a_row = self._bad_keys_in_a_row + 1 if image is None else 0
+        if self._bad_keys_in_a_row >= _MAX_BAD_KEYS_IN_A_ROW:
+            raise DataError(
+                f"{record['file_name']} and the {_MAX_BAD_KEYS_IN_A_ROW - 1} key frames before it "
+                "could not be read; check the dataset's image folder"
+            )
+        if image is None and self.is_train:
+            return None
+
+        frames = self.sampling.frames(num_frames, key)
+        to_read = self.sampling.frames_to_read(num_frames, key, frames)
+        references = {frame: self._read(table, video_id, frame) for frame in to_read}
+        if self.is_train:
+            frames, references = _without_unreadable(frames, key, references)
+        clip: dict[str, Any] = {
+            name: record[name]
+            for name in (
+                "height", "width", "image_id", "video_id", "frame_id", "file_name", "dataset_name",
+            )
+        }
+        clip["image"] = None if image is None else _to_tensor(image, transform)
+        clip["reference_frame_ids"] = frames
+        clip["reference_images"] = {
+            frame: None if reference is None else _to_tensor(reference, transform)
+            for frame, reference in references.items()
+        }
+        if self.is_train:
+            clip["instances"] = self._instances(record, transform, tuple(clip["image"].shape[1:]))
+        return clip
+
+    def _read(
+        self,
+        table: VideoTable,
+        video_id: int,
+        frame: int,
+        expected_size: tuple[int, int] | None = None,
+    ) -> np.ndarray | None:
+        """Read a frame; None, and a note of it, if it is unreadable and that is to be survived."""
+        file_name = table.file_name(video_id, frame)
+        try:
+            image = read_frame(file_name, self.image_format)
+            if expected_size is not None and image.shape[:2] != expected_size:
+                # Boxes drawn at another size can't be trusted, and there is no telling which is
+                # right. A reference has no boxes, so there any size will do.
+                raise DataError(
+                    f"{file_name}: the picture is {image.shape[1]}x{image.shape[0]}, but the "
+                    f"annotations say {expected_size[1]}x{expected_size[0]}; correct the "
+                    "annotations or the picture"
+                )
+        except DataError as error:
+            if self.strict:
+                raise
+            if table.mark_bad(video_id, frame):
+                logger.warning("Frame left out: %s", error)
+            return None
+        return image
+
+    def _instances(
+        self, record: Mapping[str, Any], transform: ClipTransform, shape: tuple[int, int]
+    ) -> Any:
+        transforms = transform.for_size(record["height"], record["width"])
+        annotations = [
+            detection_utils.transform_instance_annotations(dict(annotation), transforms, shape)
+            for annotation in record["annotations"]
+            if not annotation["iscrowd"]
+        ]
+        instances = detection_utils.annotations_to_instances(annotations, shape)
+        return detection_utils.filter_empty_instances(instances)
+
+    def _set_up_worker(self) -> None:
+        if not self._in_worker and get_worker_info() is not None:
+            # OpenCV's threads don't survive a fork, and workers are the parallelism here.
+            cv2.setNumThreads(0)
+            self._in_worker = True
+
+
+def _without_unreadable(
+    frames: list[int], key: int, references: Mapping[int, np.ndarray | None]
+) -> tuple[list[int], dict[int, np.ndarray]]:
+    """Replace unreadable references by readable ones, in turn, or by the key frame."""
+    readable = [frame for frame in frames if references.get(frame) is not None or frame == key]
+    stand_ins = readable or [key]
+    missing = 0
+    replaced = []
+    for frame in frames:
+        if frame in references and references[frame] is None:
+            frame = stand_ins[missing % len(stand_ins)]
+            missing += 1
+        replaced.append(frame)
+    return replaced, {f: image for f, image in references.items() if image is not None}
+
+
+def _to_tensor(image: np.ndarray, transform: ClipTransform) -> torch.Tensor:
+    transforms: T.TransformList = transform.for_size(*image.shape[:2])
+    # Tensors pass between processes through shared memory; arrays would be pickled.
+    return torch.as_tensor(
+        np.ascontiguousarray(transforms.apply_image(image).transpose(2, 0, 1))
+    )
