@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Convert weights of MMTracking 0.x, the CLAB release or torchvision to a file for MODEL.WEIGHTS.
+
+Examples:
+    tools/convert_checkpoint.py selsa_troialign_faster_rcnn_r50_dc5_7e_imagenetvid.pth out.pth
+    tools/convert_checkpoint.py resnet50-11ad3fa6.pth r50.pth --config-file configs/....yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import yaml
+from detectron2.config import CfgNode
+
+from clab_d2.checkpoint.convert import Conversion, Options, convert_file, read_class_order
+from clab_d2.config import get_clab_cfg
+from clab_d2.errors import ConfigError, DataError
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="IN", help="the checkpoint to convert")
+    parser.add_argument("output", metavar="OUT", help="the .pth file to write")
+    parser.add_argument(
+        "--config-file", metavar="C", help="refuse weights that do not fit this config"
+    )
+    parser.add_argument(
+        "--class-order",
+        metavar="NAMES",
+        help="the checkpoint's classes in its order: names joined by commas, a COCO JSON, or a "
+        "text file with a name a line (default: what the checkpoint says of itself)",
+    )
+    parser.add_argument(
+        "--new-classes",
+        action="store_true",
+        help="leave class scores and boxes out, to train on other classes",
+    )
+    parser.add_argument(
+        "--num-ratios",
+        type=int,
+        metavar="N",
+        help="aspect ratios of the checkpoint's anchors (default: the config's, else 3)",
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="read IN even if it may run code; know its source"
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config keys to change, after --config-file's"
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def read_config(path: str, opts: Sequence[str]) -> CfgNode:
+    """Detectron2's config with our keys, a file's values and the command line's on top."""
+    cfg = get_clab_cfg()
+    try:
+        cfg.merge_from_file(path)
+        cfg.merge_from_list(list(opts))
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: can't be read ({error.strerror}); check --config-file"
+        ) from None
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: is no config ({reason}); mend the named key") from None
+    return cfg
+
+
+def report(result: Conversion, output: str) -> list[str]:
+    """What became of the checkpoint, as lines to print."""
+    lines = [f"found: {result.kind}"]
+    placed = result.num_keys - len(result.left_out) - len(result.unplaced)
+    counters = sum(key.endswith("num_batches_tracked") for key in result.left_out)
+    others = [key for key in result.left_out if not key.endswith("num_batches_tracked")]
+    lines.append(f"placed {placed} of {result.num_keys} weights")
+    if counters:
+        lines.append(f"left out {counters} batch counters (num_batches_tracked)")
+    if others:
+        lines.append(f"left out, being the ImageNet classifier: {', '.join(others)}")
+    lines += [f"could not place: {key}" for key in result.unplaced]
+    lines += result.notes
+    lines.append(f"wrote {output}; use it as MODEL.WEIGHTS {output}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        cfg = None
+        if args.config_file:
+            cfg = read_config(args.config_file, args.opts)
+        elif args.opts:
+            raise DataError(f"{args.opts[0]}: config keys need a --config-file to change")
+        options = Options(
+            num_ratios=args.num_ratios,
+            class_order=read_class_order(args.class_order) if args.class_order else None,
+            new_classes=args.new_classes,
+        )
+        result = convert_file(args.input, args.output, cfg, options, trusted=args.trust)
+    except (DataError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(report(result, args.output)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
