@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Convert ILSVRC's VID and DET annotations to the JSON files that clab_d2 reads."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from clab_d2.data.ilsvrc import convert
+from clab_d2.errors import DataError
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True, help="ILSVRC folder (Annotations/, Lists/)")
+    parser.add_argument("--output", required=True, help="folder for the JSON files")
+    parser.add_argument("--jobs", type=int, help="processes (default: one a core)")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at the first unreadable annotation file"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        convert(args.root, args.output, args.jobs, args.strict)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; no half-written file is left", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
