@@ -1,0 +1,248 @@
+"""The evaluator that Detectron2's inference loop feeds with a model's detections."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from clab_d2.errors import DataError
+from clab_d2.evaluation.metrics import compute_metrics
+from clab_d2.evaluation.records import Columns, Detections, GroundTruth
+from clab_d2.io import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
+
+#: Decimals of a box in predictions.json, in pixels. Metrics are of the rounded boxes, so that
+#: tools/evaluate.py finds the same figures in the file, to the last digit.
+BOX_DECIMALS = 3
+
+_ENTRIES_AT_A_TIME = 10_000
+
+
+@dataclass(frozen=True)
+class FrameDetections:
+    """What was found in one frame.
+
+    Attributes:
+        image_id: the dataset's id of the frame.
+        box: (N, 4) float64, xywh in pixels.
+        score: (N,) float64.
+        class_index: (N,) int64, the model's classes.
+        unreadable: the frame's file name if it could not be read, else None.
+    """
+
+    image_id: int
+    box: np.ndarray
+    score: np.ndarray
+    class_index: np.ndarray
+    unreadable: str | None
+
+
+class VIDEvaluator(DatasetEvaluator):
+    """COCO box AP and VID AP50 of a video dataset (see :mod:`clab_d2.evaluation.metrics`).
+
+    Writes ``predictions.json`` (a COCO result list, frames of unknown truth included) and
+    ``metrics.json`` into ``output_dir``, each whole or not at all. Any number of processes, with
+    any share of the frames each, give the result of one to the last digit: the main process
+    gathers all detections and sorts them by frame. A frame that several processes had counts once.
+
+    Args:
+        dataset_name: a registered dataset whose metadata has ``json_file`` (COCO or CocoVID) and,
+            where category ids are not 0, 1, ..., ``thing_dataset_id_to_contiguous_id``.
+        output_dir: where the files go; None: nowhere.
+        distributed: gather the detections of all processes; else each evaluates its own.
+
+    Raises:
+        DataError: the dataset has no annotation file, or it is unusable.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | os.PathLike[str] | None = None,
+        distributed: bool = True,
+    ) -> None:
+        self._dataset_name = dataset_name
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._distributed = distributed
+        metadata = MetadataCatalog.get(dataset_name)
+        json_file = metadata.get("json_file")
+        if not json_file:
+            raise DataError(
+                f"dataset {dataset_name!r} has no annotation file to evaluate against; "
+                "register it with register_coco_vid or DATASETS.VID"
+            )
+        self._json_file = json_file
+        self._to_contiguous: dict[int, int] | None = metadata.get(
+            "thing_dataset_id_to_contiguous_id"
+        )
+        self._truth: GroundTruth | None = None
+        if not distributed or comm.is_main_process():
+            # Before the first frame, so that an unusable file stops the job early.
+            self._truth = GroundTruth.from_file(json_file)
+        self._frames: list[FrameDetections] = []
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._frames = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Note the detections of some frames.
+
+        Args:
+            inputs: a dict a frame with ``image_id``; an ``image`` of None is an unreadable frame,
+                which counts as one without detections and is reported at the end.
+            outputs: a dict a frame with ``instances``: ``pred_boxes`` (xyxy at the frame's own
+                size), ``scores`` and ``pred_classes``.
+        """
+        for clip, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            xyxy = instances.pred_boxes.tensor.detach().double().numpy().reshape(-1, 4)
+            box = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+            score = instances.scores.detach().double().numpy()
+            class_index = instances.pred_classes.long().numpy()
+            unreadable = "image" in clip and clip["image"] is None
+            if unreadable:
+                box, score, class_index = box[:0], score[:0], class_index[:0]
+            self._frames.append(
+                FrameDetections(
+                    image_id=int(clip["image_id"]),
+                    box=box.round(BOX_DECIMALS),
+                    score=score,
+                    class_index=class_index,
+                    unreadable=str(clip.get("file_name", clip["image_id"])) if unreadable else None,
+                )
+            )
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Measure, write the files and log the table.
+
+        Returns:
+            In the main process, ``{"bbox": {"AP", "AP50", ...}, "vid": {"AP50", "AP50-slow",
+            "AP50-medium", "AP50-fast"}}`` in percent, NaN where there is nothing to be found; in
+            all others an empty dict.
+        """
+        frames = self._frames
+        if self._distributed:
+            comm.synchronize()
+            shares = comm.gather(frames, dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+            frames = [frame for share in shares for frame in share]
+        assert self._truth is not None
+        frames = _once_each(frames)
+        columns = self._columns(frames)
+        if self._output_dir is not None:
+            write_predictions(self._output_dir / "predictions.json", columns)
+        source = f"the model's output on {self._dataset_name}"
+        detections = Detections.from_columns(columns, self._truth, source)
+        self._report_gaps(frames)
+        metrics = compute_metrics(self._truth, detections)
+        if self._output_dir is not None:
+            write_json(self._output_dir / "metrics.json", metrics.as_json(), indent=2)
+            logger.info("Predictions and metrics are in %s", self._output_dir)
+        logger.info("Results on %s, in percent:\n%s", self._dataset_name, metrics.table())
+        return OrderedDict(bbox=dict(metrics.bbox), vid=dict(metrics.vid))
+
+    def _columns(self, frames: list[FrameDetections]) -> Columns:
+        """All detections under the dataset's own ids, without those that are not finite."""
+        columns = Columns.join(
+            [
+                Columns(
+                    np.full(len(frame.score), frame.image_id, dtype=np.int64),
+                    frame.class_index,
+                    frame.box,
+                    frame.score,
+                )
+                for frame in frames
+            ]
+        )
+        finite = np.isfinite(columns.score) & np.isfinite(columns.box).all(axis=1)
+        if not finite.all():
+            logger.warning(
+                "%d detections on %s have a score or box that is not finite (has training "
+                "diverged?); they are left out",
+                int((~finite).sum()),
+                self._dataset_name,
+            )
+            columns = Columns(
+                columns.image_id[finite],
+                columns.category_id[finite],
+                columns.box[finite],
+                columns.score[finite],
+            )
+        if self._to_contiguous is None:
+            return columns
+        category_of_class = np.zeros(len(self._to_contiguous), dtype=np.int64)
+        for category, index in self._to_contiguous.items():
+            category_of_class[index] = category
+        classes = columns.category_id
+        if len(classes) and classes.max() >= len(category_of_class):
+            raise DataError(
+                f"the model predicts class {int(classes.max())}, but {self._dataset_name} has "
+                f"{len(category_of_class)} classes; set MODEL.ROI_HEADS.NUM_CLASSES to that number"
+            )
+        return Columns(columns.image_id, category_of_class[classes], columns.box, columns.score)
+
+    def _report_gaps(self, frames: list[FrameDetections]) -> None:
+        """Say which frames could not be read and how many were never seen."""
+        assert self._truth is not None
+        unreadable = [frame.unreadable for frame in frames if frame.unreadable is not None]
+        if unreadable:
+            more = ", ..." if len(unreadable) > 3 else ""
+            logger.warning(
+                "%d of %d frames of %s could not be read and count as frames without detections: "
+                "%s%s",
+                len(unreadable),
+                len(frames),
+                self._dataset_name,
+                ", ".join(unreadable[:3]),
+                more,
+            )
+        expected = self._truth.image_ids[self._truth.annotated]
+        missing = int((~np.isin(expected, [frame.image_id for frame in frames])).sum())
+        if missing:
+            logger.warning(
+                "%d of %d annotated frames of %s were not evaluated; their objects count as missed",
+                missing,
+                len(expected),
+                self._dataset_name,
+            )
+
+
+def _once_each(frames: list[FrameDetections]) -> list[FrameDetections]:
+    """The frames by image id, each once: of several, the first."""
+    first: dict[int, FrameDetections] = {}
+    for frame in frames:
+        first.setdefault(frame.image_id, frame)
+    return [first[image_id] for image_id in sorted(first)]
+
+
+def write_predictions(path: Path, columns: Columns) -> None:
+    """Write a COCO result list, atomically, a piece at a time."""
+    with atomic_write(path) as file:
+        file.write("[")
+        for start in range(0, len(columns.score), _ENTRIES_AT_A_TIME):
+            part = slice(start, start + _ENTRIES_AT_A_TIME)
+            entries = [
+                {"image_id": image, "category_id": category, "bbox": box, "score": score}
+                for image, category, box, score in zip(
+                    columns.image_id[part].tolist(),
+                    columns.category_id[part].tolist(),
+                    columns.box[part].tolist(),
+                    columns.score[part].tolist(),
+                    strict=True,
+                )
+            ]
+            file.write((",\n" if start else "") + json.dumps(entries)[1:-1])
+        file.write("]\n")

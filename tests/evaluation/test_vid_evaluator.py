@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import launch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+
+from clab_d2.errors import DataError
+from clab_d2.evaluation import (
+    Detections,
+    GroundTruth,
+    VIDEvaluator,
+    compute_metrics,
+    vid_evaluator,
+)
+
+CATEGORY_IDS = (7, 3, 11)  # in the JSON's order, which is the model's
+
+
+def make_dataset(folder: Path, seed: int = 0) -> Path:
+    """Videos of 1 to 25 frames with moving objects; every seventh frame's truth is unknown."""
+    rng = np.random.default_rng(seed)
+    content: dict[str, list] = {
+        "categories": [{"id": i, "name": f"class {i}"} for i in CATEGORY_IDS],
+        "videos": [],
+        "images": [],
+        "annotations": [],
+    }
+    for video, length in enumerate((25, 1, 6, 12)):
+        content["videos"].append({"id": video + 1, "name": f"video {video}"})
+        start, pace = rng.uniform(0, 60, (2, 2)), rng.choice([0.3, 1.5, 5], (2, 1))
+        for frame in range(length):
+            image_id = len(content["images"]) + 1
+            known = image_id % 7 != 0
+            content["images"].append(
+                {"id": image_id, "video_id": video + 1, "frame_id": frame, "width": 200,
+                 "height": 150, "file_name": f"{video}/{frame}.jpg", "annotated": known}
+            )  # fmt: skip
+            for track in range(2 if known else 0):
+                x, y = (start[track] + pace[track] * frame).tolist()
+                content["annotations"].append(
+                    {"id": len(content["annotations"]) + 1, "image_id": image_id,
+                     "instance_id": track, "bbox": [x, y, 20, 25], "area": 500, "iscrowd": 0,
+                     "category_id": CATEGORY_IDS[(video + track) % 3]}
+                )  # fmt: skip
+    path = folder / "truth.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def register(name: str, path: Path) -> str:
+    MetadataCatalog.pop(name, None)
+    MetadataCatalog.get(name).set(
+        json_file=str(path),
+        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(CATEGORY_IDS)},
+    )
+    return name
+
+
+def detect(image_id: int, content: dict, seed: int = 0) -> dict:
+    """A model of sorts: the truth, shaken, with doubles, false alarms and slips of the class."""
+    rng = np.random.default_rng([seed, image_id])
+    boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image_id]
+    classes = [
+        CATEGORY_IDS.index(a["category_id"])
+        for a in content["annotations"]
+        if a["image_id"] == image_id
+    ]
+    boxes = np.array([*boxes, *boxes, [5, 5, 30, 30]], dtype=np.float64)
+    classes = np.array([*classes, *classes, 1])
+    boxes += rng.normal(0, 2, boxes.shape)
+    slip = rng.uniform(size=len(classes)) < 0.2
+    instances = Instances((150, 200))
+    instances.pred_boxes = Boxes(
+        torch.tensor(np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]), dtype=torch.float32)
+    )
+    # Few different scores, so that the order among equal ones matters.
+    instances.scores = torch.tensor(rng.integers(1, 10, len(boxes)) / 10, dtype=torch.float32)
+    instances.pred_classes = torch.tensor(np.where(slip, (classes + 1) % 3, classes))
+    return {"instances": instances}
+
+
+def feed(evaluator: VIDEvaluator, image_ids, content: dict, unreadable=()) -> None:
+    for image_id in image_ids:
+        image = None if image_id in unreadable else torch.zeros(3, 4, 4, dtype=torch.uint8)
+        clip = {"image_id": image_id, "image": image, "file_name": f"{image_id}.jpg"}
+        evaluator.process([clip], [detect(image_id, content)])
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    path = make_dataset(tmp_path)
+    return register(f"evaluator_{tmp_path.name}", path), json.loads(path.read_text())
+
+
+def run(dataset, output: Path | None, **kwargs):
+    name, content = dataset
+    evaluator = VIDEvaluator(name, output, distributed=False)
+    evaluator.reset()
+    feed(evaluator, [image["id"] for image in content["images"]], content, **kwargs)
+    return evaluator.evaluate()
+
+
+def test_results_and_files(dataset, tmp_path):
+    results = run(dataset, tmp_path / "out")
+    assert list(results) == ["bbox", "vid"]
+    assert list(results["bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert list(results["vid"]) == ["AP50", "AP50-slow", "AP50-medium", "AP50-fast"]
+    assert all(0 < value < 100 for value in results["vid"].values())
+    assert math.isnan(results["bbox"]["APl"])  # no object is that large
+
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["bbox"]["APl"] is None
+    assert metrics["bbox"]["AP"] == results["bbox"]["AP"]
+    assert {name: metrics["vid"][name] for name in results["vid"]} == results["vid"]
+    assert list(metrics["vid"]["per-class"]) == ["class 7", "class 3", "class 11"]
+    mean = np.mean(list(metrics["vid"]["per-class"].values()))
+    assert mean == pytest.approx(results["vid"]["AP50"])
+
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert set(predictions[0]) == {"image_id", "category_id", "bbox", "score"}
+    assert {p["category_id"] for p in predictions} == set(CATEGORY_IDS)
+    assert {p["image_id"] for p in predictions} == {i["id"] for i in dataset[1]["images"]}
+    assert [p["image_id"] for p in predictions] == sorted(p["image_id"] for p in predictions)
+
+
+def test_the_file_gives_the_same_metrics_to_the_last_digit(dataset, tmp_path):
+    results = run(dataset, tmp_path)
+    truth = GroundTruth.from_file(tmp_path / "truth.json")
+    metrics = compute_metrics(truth, Detections.from_file(tmp_path / "predictions.json", truth))
+    assert str(metrics.bbox) == str(dict(results["bbox"]))
+    assert metrics.vid == results["vid"]
+
+
+def test_frames_of_unknown_truth_do_not_count(dataset, tmp_path):
+    name, content = dataset
+    whole = run(dataset, None)
+    known = [image["id"] for image in content["images"] if image["annotated"]]
+    evaluator = VIDEvaluator(name, None, distributed=False)
+    feed(evaluator, known, content)
+    assert str(evaluator.evaluate()) == str(whole)
+
+
+def test_order_of_frames_and_frames_seen_twice_change_nothing(dataset):
+    name, content = dataset
+    whole = run(dataset, None)
+    ids = [image["id"] for image in content["images"]]
+    evaluator = VIDEvaluator(name, None, distributed=False)
+    feed(evaluator, [*ids[::-1], *ids[:5]], content)
+    assert str(evaluator.evaluate()) == str(whole)
+
+
+def test_reset_forgets(dataset, caplog):
+    name, content = dataset
+    evaluator = VIDEvaluator(name, None, distributed=False)
+    feed(evaluator, [1, 2, 3], content)
+    evaluator.reset()
+    with caplog.at_level(logging.WARNING):
+        results = evaluator.evaluate()
+    assert results["vid"]["AP50"] == results["bbox"]["AP"] == 0.0
+    assert "There are no detections" in caplog.text
+    assert "38 of 38 annotated frames" in caplog.text
+
+
+def test_unreadable_frames_are_counted_and_reported(dataset, caplog):
+    with caplog.at_level(logging.WARNING):
+        results = run(dataset, None, unreadable=(2, 30))
+    assert "2 of 44 frames" in caplog.text
+    assert "2.jpg, 30.jpg" in caplog.text
+    assert results["vid"]["AP50"] < run(dataset, None)["vid"]["AP50"]
+
+
+def test_one_table_with_everything(dataset, caplog):
+    with caplog.at_level(logging.INFO, logger="clab_d2"):
+        run(dataset, None)
+    tables = [r.getMessage() for r in caplog.records if "class 11" in r.getMessage()]
+    assert len(tables) == 1
+    for word in ("AP50-slow", "AP50-medium", "AP50-fast", "all classes", "class 7", "AP75"):
+        assert word in tables[0]
+
+
+def test_detections_that_are_not_finite_are_left_out(dataset, tmp_path, caplog):
+    name, content = dataset
+    evaluator = VIDEvaluator(name, tmp_path, distributed=False)
+    output = detect(1, content)
+    output["instances"].scores[0] = float("nan")
+    evaluator.process([{"image_id": 1}], [output])
+    with caplog.at_level(logging.WARNING):
+        evaluator.evaluate()
+    assert "1 detections" in caplog.text and "diverged" in caplog.text
+    assert "NaN" not in (tmp_path / "predictions.json").read_text()
+
+
+def test_more_classes_than_the_dataset_has(dataset):
+    name, content = dataset
+    evaluator = VIDEvaluator(name, None, distributed=False)
+    output = detect(1, content)
+    output["instances"].pred_classes[0] = 3
+    evaluator.process([{"image_id": 1}], [output])
+    with pytest.raises(DataError, match=r"class 3, but .* has 3 classes; set MODEL\.ROI_HEADS"):
+        evaluator.evaluate()
+
+
+def test_dataset_without_annotations():
+    MetadataCatalog.pop("no_annotations", None)
+    with pytest.raises(DataError, match="'no_annotations' has no annotation file"):
+        VIDEvaluator("no_annotations", None)
+
+
+def test_an_interrupted_evaluation_leaves_the_old_files(dataset, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    run(dataset, output)
+    before = {p.name: p.read_bytes() for p in output.iterdir()}
+    assert set(before) == {"predictions.json", "metrics.json"}
+
+    calls = []
+
+    def fail_at_the_third(entries):
+        calls.append(entries)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return json.JSONEncoder().encode(entries)
+
+    monkeypatch.setattr(vid_evaluator, "_ENTRIES_AT_A_TIME", 10)
+    monkeypatch.setattr(vid_evaluator.json, "dumps", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, output)
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+
+
+def _worker(name: str, truth: str, splits: dict[str, list[list[int]]], output: str) -> None:
+    register(name, Path(truth))
+    content = json.loads(Path(truth).read_text())
+    for split, shares in splits.items():
+        evaluator = VIDEvaluator(name, Path(output) / split)
+        evaluator.reset()
+        feed(evaluator, shares[comm.get_rank()], content, unreadable=(3,))
+        results = evaluator.evaluate()
+        path = Path(output) / f"{split}_{comm.get_rank()}.pkl"
+        path.write_bytes(pickle.dumps(results))
+
+
+def test_two_processes_equal_one_to_the_last_digit(dataset, tmp_path):
+    name, content = dataset
+    ids = [image["id"] for image in content["images"]]
+    splits = {
+        "one has nothing": [ids, []],
+        "the main process has nothing": [[], ids],
+        "other videos, very different": [ids[26:], ids[:26]],
+        "some frames twice": [ids[:40], ids[32:]],
+    }
+    single, output = tmp_path / "single", tmp_path / "two"
+    expected = run(dataset, single, unreadable=(3,))
+    output.mkdir()
+    # All splits in one start of the processes, which is what takes the time.
+    launch(
+        _worker, 2, dist_url="auto", args=(name, str(tmp_path / "truth.json"), splits, str(output))
+    )
+    for split in splits:
+        results = [pickle.loads((output / f"{split}_{rank}.pkl").read_bytes()) for rank in (0, 1)]
+        assert str(results[0]) == str(expected), split
+        assert results[1] == {}
+        for file in ("predictions.json", "metrics.json"):
+            assert (output / split / file).read_bytes() == (single / file).read_bytes(), split
