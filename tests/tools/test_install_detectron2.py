@@ -137,8 +137,17 @@ def test_a_broken_archive_is_refused(script: ModuleType, tmp_path: Path) -> None
 
 
 def run_script(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The script as a user runs it, with `site` before the installed packages."""
-    pip_settings = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    """The script as a user runs it, with `site` before the installed packages.
+
+    Should it install something after all, that goes beside `site`: an error here must not cost
+    the Detectron2 that the other tests run on.
+    """
+    elsewhere = str(site.parent / "installed")
+    pip_settings = {
+        "PIP_NO_INDEX": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_TARGET": elsewhere,
+    }
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
         env={"PATH": "", "PYTHONPATH": str(site), **pip_settings},
