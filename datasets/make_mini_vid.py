@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from clab_d2.data.ilsvrc import convert  # noqa: E402
 from clab_d2.data.mini_vid import writer  # noqa: E402
 from clab_d2.errors import DataError  # noqa: E402
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         if writer.existing(options.output, options.seed) is not None:
             print(f"{options.output} already holds Mini VID of seed {options.seed}: nothing to do")
             return 0
-        facts = writer.make(options.output, options.seed, options.jobs, convert=_converter(),
+        facts = writer.make(options.output, options.seed, options.jobs, convert=_convert,
                             progress=_progress)
     except DataError as error:
         print(f"make_mini_vid.py: {error}", file=sys.stderr)
@@ -51,14 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _converter():  # type: ignore[no-untyped-def]
-    try:
-        from clab_d2.data.ilsvrc import convert
-    except ImportError:
-        print("clab_d2.data.ilsvrc is missing: run datasets/convert_ilsvrc.py later",
-              file=sys.stderr)
-        return None
-    return convert
+def _convert(root: Path, output: Path) -> None:
+    """What a user of ImageNet VID does with ``datasets/convert_ilsvrc.py``."""
+    # One process: starting more takes longer than reading these few files.
+    convert(root, output, jobs=1, progress=False)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def draw_look(name: str, rng: np.random.Generator) -> Look:
     elif kind == "felid":
         mean = np.array([0.66, 0.42, 0.20]) * (1 - light) + np.array([0.72, 0.56, 0.36]) * light
     elif kind == "ursid":
-        mean = np.array([0.38, 0.31, 0.26]) * (1 - light) + np.array([0.55, 0.53, 0.51]) * light
+        mean = np.array([0.36, 0.26, 0.18]) * (1 - light) + np.array([0.52, 0.46, 0.40]) * light
     else:
         paints = [(0.75, 0.15, 0.13), (0.16, 0.30, 0.66), (0.85, 0.72, 0.16), (0.80, 0.80, 0.78),
                   (0.20, 0.52, 0.30), (0.45, 0.46, 0.50), (0.85, 0.45, 0.12)]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from .coats import CLASSES, Look, paint
-from .plan import Degradation, VideoPlan
+from .plan import OCCLUDERS, Degradation, Track, VideoPlan
 from .shapes import Build, Placement, Pose, figure, place
 
 SS = 2  # supersampling
@@ -109,7 +109,8 @@ def make_background(
 ) -> Background:
     """Sky, far layer and ground for frames of ``width`` x ``height``; horizon in 0..1 from top."""
     ground, stroke, far, top, low = (
-        np.clip(np.array(c) + rng.uniform(-0.05, 0.05, 3), 0, 1) for c in _GROUNDS[kind]
+        np.clip(np.array(c) + rng.uniform(-0.05, 0.05) + rng.uniform(-0.02, 0.02, 3), 0, 1)
+        for c in _GROUNDS[kind]
     )
     h, w = height * SS, int(width * SS * (1 + 2 * _MARGIN))
     line = int(horizon * h)
@@ -146,7 +147,7 @@ def make_background(
         _fill(hills, outline, (*np.clip(far * 0.6 + low * 0.4, 0, 1), 1))
         for _ in range(int(rng.integers(10, 40 if kind != "forest" else 90))):
             tx, size = rng.uniform(0, w), rng.uniform(0.05, 0.16) * h
-            colour = (*np.clip(far + rng.uniform(-0.07, 0.07), 0, 1), 1)
+            colour = (*np.clip(far + rng.uniform(-0.06, 0.06), 0, 1), 1)
             if kind == "snow" or rng.random() < 0.3:
                 tree = np.array([(tx - size * 0.5, line + 4), (tx, line - 2 * size),
                                  (tx + size * 0.5, line + 4)])
@@ -211,7 +212,7 @@ def view(
 ) -> np.ndarray:
     """The background as the camera sees it: (H * SS, W * SS, 3). ``pan`` in frame pixels."""
     w, h = width * SS, height * SS
-    picture = np.zeros((h, w, 3), np.float32)
+    picture = np.zeros((0, 0, 3), np.float32)
     for layer, follow in zip(background.layers, background.parallax, strict=True):
         x = _MARGIN * w + pan[0] * SS * follow
         y = pan[1] * SS * (0.4 + 0.6 * follow)
@@ -220,7 +221,12 @@ def view(
                            [0, 1 / zoom, y + h / 2 * (1 - 1 / zoom)]])
         seen = cv2.warpAffine(layer, matrix, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                               borderMode=cv2.BORDER_REFLECT)
-        picture += (seen[..., :3] - picture) * seen[..., 3:]
+        if picture.size == 0:  # the sky is opaque
+            picture = seen[..., :3].copy()
+        else:
+            seen[..., :3] -= picture
+            seen[..., :3] *= seen[..., 3:]
+            picture += seen[..., :3]
     return picture
 
 
@@ -259,7 +265,7 @@ def _foliage(
     base = np.array({"grass": (0.30, 0.40, 0.14), "leaves": (0.16, 0.32, 0.12),
                      "fence": (0.50, 0.38, 0.26)}[look]) + rng.uniform(-0.06, 0.06, 3)
     if look == "grass":
-        count = int(np.clip(w / 2.0, 30, 130))
+        count = int(np.clip(w / 3.4, 20, 80))
         foot, lean = rng.uniform(-0.10, 1.10, count), rng.uniform(-0.18, 0.18, count)
         high, tone = rng.uniform(0.55, 1.0, count), rng.uniform(-0.13, 0.13, count)
         for f, bend, tall, t in zip(foot, lean, high, tone, strict=True):
@@ -268,8 +274,8 @@ def _foliage(
                               (fx + bend * h, top), (fx + 0.016 * w + 2, fy)])
             _fill(canvas, blade, tuple(np.clip(base + t, 0, 1).tolist()))
     elif look == "leaves":
-        count = 110
-        centres = rng.uniform((-0.05, 0.02), (1.05, 1.06), (count, 2))
+        count = 62
+        centres = rng.uniform((-0.05, 0.16), (1.05, 1.06), (count, 2))
         tone, turn = rng.uniform(-0.10, 0.16, count), rng.uniform(0, 180, count)
         for (u, v), t, angle in zip(centres, tone, turn, strict=True):
             centre = (int(x0 + u * w + drift), int(y0 + v * h))
@@ -283,10 +289,11 @@ def _foliage(
         tone = rng.uniform(-0.05, 0.05, boards + 1)
         for i in range(boards + 1):
             bx = x0 - 0.15 * w + i * gap + offset
-            board = np.array([(bx, y1 + 0.05 * h), (bx, y0 + 0.10 * h), (bx + gap * 0.4, y0),
-                              (bx + gap * 0.8, y0 + 0.10 * h), (bx + gap * 0.8, y1 + 0.05 * h)])
+            board = np.array([(bx, y1 + 0.05 * h), (bx, y0 + 0.34 * h),
+                              (bx + gap * 0.3, y0 + 0.24 * h), (bx + gap * 0.6, y0 + 0.34 * h),
+                              (bx + gap * 0.6, y1 + 0.05 * h)])
             _fill(canvas, board, tuple(np.clip(base + tone[i], 0, 1).tolist()))
-        for level in (0.3, 0.75):
+        for level in (0.45, 0.80):
             rail = np.array([(x0 - 0.15 * w, y0 + level * h), (x1 + 0.15 * w, y0 + level * h),
                              (x1 + 0.15 * w, y0 + (level + 0.07) * h),
                              (x0 - 0.15 * w, y0 + (level + 0.07) * h)])
@@ -311,35 +318,44 @@ def render(plan: VideoPlan, background: Background, frame: int) -> np.ndarray:
     # Painter's order: who stands further down in the picture is nearer.
     for track in sorted(plan.tracks, key=lambda t: float(t.placements[frame].y)):
         state = track.degradations[frame]
-        _draw_track(canvas, track, frame, state, rng, plan.seed)
+        _draw_track(canvas, track, frame, state, plan.seed)
     if whole is not None:
         size = max((t.width for t in plan.tracks), default=60.0) * SS
         if whole.kind in ("motion_blur", "defocus"):
             canvas = _blur(canvas, whole.kind, size, whole.angle)
         elif whole.kind == "fog":
             canvas = cv2.GaussianBlur(canvas, (0, 0), 2.5)
-            canvas = canvas * 0.34 + np.array((0.74, 0.76, 0.78), np.float32) * 0.66
+            canvas = canvas * 0.45 + np.array((0.74, 0.76, 0.78), np.float32) * 0.55
         elif whole.kind == "darkness":
             grey = canvas.mean(2, keepdims=True)
-            canvas = (0.45 * canvas + 0.55 * grey) * np.array((0.22, 0.24, 0.32), np.float32)
-    noise = 0.025 if whole is not None and whole.kind == "darkness" else 0.010
+            canvas = (0.45 * canvas + 0.55 * grey) * np.array((0.30, 0.32, 0.42), np.float32)
+    noise = 0.020 if whole is not None and whole.kind == "darkness" else 0.010
     return _finish(canvas, noise, rng)
 
 
+def _shadow(canvas: np.ndarray, placement: Placement) -> None:
+    """A soft dark spot on the ground."""
+    height, width = canvas.shape[:2]
+    x, y = int(placement.x * SS), int((placement.y - 0.5) * SS)
+    rx = int(0.5 * placement.scale * SS * max(abs(placement.turn), 0.3))
+    ry = max(2, int(0.045 * placement.scale * SS))
+    x0, x1 = max(x - rx - 2, 0), min(x + rx + 3, width)
+    y0, y1 = max(y - ry - 2, 0), min(y + ry + 3, height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    dark = np.zeros((y1 - y0, x1 - x0), np.float32)
+    cv2.ellipse(dark, (x - x0, y - y0), (rx, ry), 0, 0, 360, 0.35, -1, cv2.LINE_AA)
+    canvas[y0:y1, x0:x1] *= 1 - dark[..., None]
+
+
 def _draw_track(
-    canvas: np.ndarray, track, frame: int, state: Degradation | None,  # type: ignore[no-untyped-def]
-    rng: np.random.Generator, seed: tuple[int, ...],
+    canvas: np.ndarray, track: Track, frame: int, state: Degradation | None, seed: tuple[int, ...]
 ) -> None:
     placement, pose = track.placements[frame], track.poses[frame]
     kind = CLASSES[track.look.name][1]
     visibility = 1.0 if state is None else 0.0
     height, width = canvas.shape[:2]
-    # A soft shadow on the ground.
-    shadow = np.zeros((height, width), np.float32)
-    cv2.ellipse(shadow, (int(placement.x * SS), int((placement.y - 0.5) * SS)),
-                (int(0.5 * placement.scale * SS * max(abs(placement.turn), 0.3)),
-                 max(2, int(0.045 * placement.scale * SS))), 0, 0, 360, 0.35, -1, cv2.LINE_AA)
-    canvas *= 1 - shadow[..., None]
+    _shadow(canvas, placement)
 
     if state is not None and state.kind in ("motion_blur", "defocus") and not state.whole:
         layer, alpha = np.zeros_like(canvas), np.zeros((height, width), np.float32)
@@ -356,7 +372,7 @@ def _draw_track(
         canvas += (dark - canvas) * alpha[..., None]
         return
     draw_figure(canvas, kind, track.build, pose, placement, track.look, visibility)
-    if state is not None and state.kind in ("grass", "leaves", "fence"):
+    if state is not None and state.kind in OCCLUDERS:
         box = track.extent(frame)
         if box is not None:
             x0, y0, x1, y1 = (value * SS for value in box)
