@@ -4,7 +4,12 @@ Importing the package registers its models with Detectron2's registries and its 
 Detectron2's catalogs.
 """
 
-from clab_d2.config import add_clab_config, get_clab_cfg
+from clab_d2._requirements import check_requirements
+
+check_requirements()  # before anything that would fail in less clear words
+
+from clab_d2 import data, modeling  # noqa: E402, F401  (registers datasets and models)
+from clab_d2.config import add_clab_config, get_clab_cfg  # noqa: E402
 
 __all__ = ["add_clab_config", "get_clab_cfg"]
 __version__ = "0.1.0"

@@ -22,6 +22,11 @@ NORM_EPS = 1e-10
 TILE = 512
 
 
+def weighted_rows(table: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows: (P, D) table, (N, S) positions and weights -> (N, D)."""
+    return F.embedding_bag(positions, table, per_sample_weights=weights, mode="sum")
+
+
 class BinInterpolation(NamedTuple):
     """RoIAlign as a sparse matrix: bin = sum of weight * feature[position].
 
@@ -35,9 +40,7 @@ class BinInterpolation(NamedTuple):
 
     def of(self, table: Tensor) -> Tensor:
         """Interpolate the rows of ``table`` (h * w, D) -> (N, D)."""
-        return F.embedding_bag(
-            self.positions, table, per_sample_weights=self.weights.to(table.dtype), mode="sum"
-        )
+        return weighted_rows(table, self.positions, self.weights.to(table.dtype))
 
 
 class MostSimilar(NamedTuple):
@@ -106,17 +109,12 @@ def bin_interpolation(
     )
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """Divide each row by its norm (plus :data:`NORM_EPS`)."""
-    return rows / (rows.norm(dim=1, keepdim=True) + NORM_EPS)
-
-
 @torch.no_grad()
 def find_most_similar(
     key_rows: Tensor,
     interpolation: BinInterpolation,
     bin_norms: Tensor,
-    reference_units: Tensor,
+    reference_rows: Tensor,
     k: int,
     tile: int = TILE,
 ) -> MostSimilar:
@@ -124,16 +122,18 @@ def find_most_similar(
 
     Args:
         key_rows: (h * w, C) the key frame's feature map, position by position.
-        interpolation: the RoI bins as weighted sums of these rows.
+        interpolation: the N RoI bins as weighted sums of these rows.
         bin_norms: (N,) norms of the RoI bins.
-        reference_units: (P, C) the reference map's positions, each divided by its norm.
-        k: how many positions to take; at most P.
+        reference_rows: (P, C) the reference map, position by position.
+        k: how many positions to take; all, where P is smaller.
         tile: reference positions to hold similarities of at a time.
     """
+    inverse_norms = 1.0 / (reference_rows.norm(dim=1) + NORM_EPS)
     best_values: Tensor | None = None
     best_positions: Tensor | None = None
-    for start in range(0, len(reference_units), tile):
-        correlation = key_rows @ reference_units[start : start + tile].T
+    for start in range(0, len(reference_rows), tile):
+        stop = start + tile
+        correlation = (key_rows @ reference_rows[start:stop].T) * inverse_norms[start:stop]
         similarity = interpolation.of(correlation)
         values, positions = similarity.topk(min(k, similarity.shape[1]), dim=1)
         positions = positions + start
@@ -146,6 +146,11 @@ def find_most_similar(
         best_positions = positions.gather(1, order)
     assert best_values is not None and best_positions is not None
     return MostSimilar(best_positions, best_values / (bin_norms[:, None] + NORM_EPS))
+
+
+def map_rows(feature: Tensor) -> Tensor:
+    """(C, h, w) -> (h * w, C), contiguous; free for maps in channels-last memory format."""
+    return feature.flatten(1).T.contiguous()
 
 
 def cosines_at(bins: Tensor, reference_rows: Tensor, positions: Tensor) -> Tensor:

@@ -14,11 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clab_d2.modeling.most_similar import (
+    MostSimilar,
     bin_interpolation,
     cosines_at,
     find_most_similar,
-    unit_rows,
+    map_rows,
+    weighted_rows,
 )
+
+# Working memory of the attention over frames, which goes a few RoIs at a time.
+CHUNK_BYTES_CPU = 64 * 2**20
+CHUNK_BYTES_CUDA = 2**30
 
 
 class TemporalRoIAlign(nn.Module):
@@ -72,74 +78,184 @@ class TemporalRoIAlign(nn.Module):
         """
         if len(roi_features) == 0 or not references:
             return roi_features
-        gathered = self._gather(
-            roi_features, boxes, feature, references, scale=scale, sampling_ratio=sampling_ratio
+        rows = [map_rows(reference) for reference in references]
+        bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
+        similar = self._search(
+            bins.detach(), boxes, feature.detach(), rows, scale=scale, sampling_ratio=sampling_ratio
         )
-        if self.embed is None:
-            return self._mean(roi_features, gathered, counts)
-        return self._attend(roi_features, gathered, counts)
+        if torch.is_grad_enabled():
+            return self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
+        return self._aggregate(roi_features, rows, similar, counts)
 
-    def _gather(
+    def _search(
         self,
-        roi_features: Tensor,
+        bins: Tensor,
         boxes: Tensor,
         feature: Tensor,
         references: Sequence[Tensor],
         *,
         scale: float,
         sampling_ratio: int,
-    ) -> Tensor:
-        """Most similar features of every bin in every reference, (T, R * S * S, C)."""
-        size = roi_features.shape[-1]
-        bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1)
+    ) -> list[MostSimilar]:
+        """Most similar positions of every bin in every reference."""
+        size = math.isqrt(len(bins) // len(boxes))
         interpolation = bin_interpolation(
             boxes.to(feature.dtype), size, scale, sampling_ratio, *feature.shape[-2:]
         )
-        key_rows = feature.flatten(1).T.contiguous()
-        bin_norms = bins.detach().norm(dim=1)
-        gathered = []
-        for reference in references:
-            rows = reference.flatten(1).T.contiguous()
-            similar = find_most_similar(
-                key_rows.detach(),
-                interpolation,
-                bin_norms,
-                unit_rows(rows.detach()),
-                min(self.num_most_similar, len(rows)),
+        key_rows = map_rows(feature)
+        norms = bins.norm(dim=1)
+        return [
+            find_most_similar(
+                key_rows, interpolation, norms, reference.detach(), self.num_most_similar
             )
-            if torch.is_grad_enabled():
-                cosines = cosines_at(bins, rows, similar.positions)
-            else:
-                cosines = similar.cosines
-            gathered.append(
-                F.embedding_bag(
-                    similar.positions,
-                    rows,
-                    per_sample_weights=cosines.softmax(dim=1),
-                    mode="sum",
+            for reference in references
+        ]
+
+    def _aggregate_with_gradients(
+        self,
+        roi_features: Tensor,
+        bins: Tensor,
+        references: Sequence[Tensor],
+        similar: Sequence[MostSimilar],
+        counts: Sequence[int],
+    ) -> Tensor:
+        """The formula as it stands: few references, and a graph to keep small.
+
+        Args:
+            roi_features: (R, C, S, S).
+            bins: the same, (N, C) with N = R * S * S.
+            references: T maps, (P_t, C).
+            similar: most similar positions, for each map.
+            counts: how often each map counts.
+        """
+        num_rois, channels, size, _ = roi_features.shape
+        gathered = torch.stack(
+            [
+                weighted_rows(
+                    rows, found.positions, cosines_at(bins, rows, found.positions).softmax(dim=1)
                 )
-            )
-        return torch.stack(gathered)
-
-    @staticmethod
-    def _mean(roi_features: Tensor, gathered: Tensor, counts: Sequence[int]) -> Tensor:
-        weights = gathered.new_tensor(counts)
-        total = torch.einsum("tnc,t->nc", gathered, weights)
-        num_rois, channels, size, _ = roi_features.shape
-        total = total.view(num_rois, size, size, channels).permute(0, 3, 1, 2)
-        return (roi_features + total) / (1 + sum(counts))
-
-    def _attend(self, roi_features: Tensor, gathered: Tensor, counts: Sequence[int]) -> Tensor:
-        assert self.embed is not None
-        num_rois, channels, size, _ = roi_features.shape
-        num_frames = len(gathered) + 1
-        gathered = gathered.view(-1, num_rois, size, size, channels).permute(0, 1, 4, 2, 3)
-        frames = torch.cat([roi_features[None], gathered])
-        embeddings = self.embed(frames.flatten(0, 1)).view(
-            num_frames, num_rois, self.num_heads, -1, size, size
+                for rows, found in zip(references, similar, strict=True)
+            ]
         )
+        gathered = gathered.view(-1, num_rois, size, size, channels).permute(0, 1, 4, 2, 3)
+        if self.embed is None:
+            total = torch.einsum("trcyx,t->rcyx", gathered, gathered.new_tensor(counts))
+            return (roi_features + total) / (1 + sum(counts))
+        frames = torch.cat([roi_features[None], gathered])
+        shape = (len(frames), num_rois, self.num_heads, -1, size, size)
+        embeddings = self.embed(frames.flatten(0, 1)).view(shape)
         logits = (embeddings * embeddings[:1]).sum(dim=3) / math.sqrt(channels / self.num_heads)
         logs = logits.new_tensor([0.0] + [math.log(count) for count in counts])
         weights = (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0)
-        frames = frames.view(num_frames, num_rois, self.num_heads, -1, size, size)
-        return (frames * weights[:, :, :, None]).sum(dim=0).flatten(1, 2)
+        return (frames.view(shape) * weights[:, :, :, None]).sum(dim=0).flatten(1, 2)
+
+    def _aggregate(
+        self,
+        roi_features: Tensor,
+        references: Sequence[Tensor],
+        similar: Sequence[MostSimilar],
+        counts: Sequence[int],
+    ) -> Tensor:
+        """The same without gradients, a few RoIs at a time, and no reference is ever embedded.
+
+        The embedding of a reference is needed only for its dot product with the own embedding e0,
+        and the 3x3 conv W is linear, so with u[d, h] = W[d, h]^T e0[h] for each of its 9 offsets d
+        and each head h, the product at a bin is the sum over d of u[d, h] . M(bin + d) plus
+        e0[h] . bias (METHOD, "Where the time goes", fact c).
+
+        Args: as :meth:`_aggregate_with_gradients`.
+        """
+        num_rois, channels, size, _ = roi_features.shape
+        num_bins, num_refs = size * size, len(references)
+        own = roi_features.permute(0, 2, 3, 1)
+        table = torch.cat(list(references))
+        offsets = [0]
+        for rows in references[:-1]:
+            offsets.append(offsets[-1] + len(rows))
+        # Maps smaller than K positions offer fewer; they repeat one with no weight.
+        positions = torch.stack(
+            [
+                F.pad(found.positions, (0, self.num_most_similar - found.positions.shape[1]))
+                + offset
+                for found, offset in zip(similar, offsets, strict=True)
+            ],
+            dim=1,
+        ).view(num_rois, num_bins * num_refs, -1)
+        weights = torch.stack(
+            [
+                F.pad(
+                    found.cosines.softmax(dim=1),
+                    (0, self.num_most_similar - found.cosines.shape[1]),
+                )
+                for found in similar
+            ],
+            dim=1,
+        ).view(positions.shape)
+
+        embedded = None
+        if self.embed is not None:
+            embedded = self.embed(roi_features).permute(0, 2, 3, 1)
+        output = torch.empty_like(own, memory_format=torch.contiguous_format)
+        budget = CHUNK_BYTES_CUDA if own.is_cuda else CHUNK_BYTES_CPU
+        per_roi = num_bins * channels * (num_refs + 9 * self.num_heads) * own.element_size()
+        step = max(1, budget // per_roi)
+        for start in range(0, num_rois, step):
+            chunk = slice(start, min(start + step, num_rois))
+            gathered = weighted_rows(
+                table, positions[chunk].flatten(0, 1), weights[chunk].flatten(0, 1)
+            ).view(-1, num_refs, channels)
+            if embedded is None:
+                total = torch.einsum("ntc,t->nc", gathered, gathered.new_tensor(counts))
+                output[chunk] = (own[chunk] + total.view_as(own[chunk])) / (1 + sum(counts))
+            else:
+                output[chunk] = self._attend(own[chunk], embedded[chunk], gathered, counts)
+        return output.permute(0, 3, 1, 2)
+
+    def _attend(
+        self, own: Tensor, embedded: Tensor, gathered: Tensor, counts: Sequence[int]
+    ) -> Tensor:
+        """Attention over frames for some RoIs.
+
+        Args:
+            own: (R, S, S, C) RoI features.
+            embedded: (R, S, S, C) their embeddings.
+            gathered: (R * S * S, T, C) most similar features of T references.
+            counts: how often each reference counts.
+
+        Returns:
+            (R, S, S, C).
+        """
+        assert self.embed is not None
+        num_rois, size, _, channels = own.shape
+        heads, per_head = self.num_heads, channels // self.num_heads
+        num_bins = num_rois * size * size
+        by_head = embedded.reshape(num_rois, size, size, heads, per_head)
+        padded = F.pad(by_head, (0, 0, 0, 0, 1, 1, 1, 1))
+        offsets = [(dy, dx) for dy in range(3) for dx in range(3)]
+        # At position s, offset d: the embedding of bin s - d, whose conv looks at s through W[d].
+        looking = torch.stack(
+            [padded[:, 2 - dy : 2 - dy + size, 2 - dx : 2 - dx + size] for dy, dx in offsets]
+        )
+        looking = looking.permute(0, 4, 1, 2, 3, 5).reshape(9 * heads, num_bins, per_head)
+        kernel = self.embed.weight.to(own.dtype).view(heads, per_head, channels, 9)
+        kernel = kernel.permute(3, 0, 1, 2).reshape(9 * heads, per_head, channels)
+        queries = torch.bmm(looking, kernel)
+        products = torch.bmm(gathered, queries.permute(1, 2, 0))
+        products = products.view(num_rois, size, size, -1, 9, heads)
+        padded = F.pad(products, (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
+        logits = sum(
+            padded[:, dy : dy + size, dx : dx + size, :, index]
+            for index, (dy, dx) in enumerate(offsets)
+        )
+        if self.embed.bias is not None:
+            bias = self.embed.bias.to(own.dtype).view(heads, per_head)
+            logits = logits + (by_head * bias).sum(dim=-1)[..., None, :]
+        logits = torch.cat([(by_head * by_head).sum(dim=-1)[..., None, :], logits], dim=3)
+        logs = logits.new_tensor([0.0] + [math.log(count) for count in counts])
+        weights = (logits / math.sqrt(per_head) + logs[:, None]).softmax(dim=3)
+        # (bins, heads, 1, T) x (bins, heads, T, C / heads)
+        weights = weights.view(num_bins, -1, heads).transpose(1, 2)
+        values = gathered.view(num_bins, -1, heads, per_head).transpose(1, 2)
+        total = torch.matmul(weights[:, :, None, 1:], values)[:, :, 0]
+        total = total + weights[:, :, :1] * own.reshape(num_bins, heads, per_head)
+        return total.reshape(own.shape)
