@@ -12,11 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import yaml
-from detectron2.config import CfgNode
-
 from clab_d2.checkpoint.convert import Conversion, Options, convert_file, read_class_order
-from clab_d2.config import get_clab_cfg
+from clab_d2.engine.launch import load_config
 from clab_d2.errors import ConfigError, DataError
 
 
@@ -55,22 +52,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def read_config(path: str, opts: Sequence[str]) -> CfgNode:
-    """Detectron2's config with our keys, a file's values and the command line's on top."""
-    cfg = get_clab_cfg()
-    try:
-        cfg.merge_from_file(path)
-        cfg.merge_from_list(list(opts))
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or path}: can't be read ({error.strerror}); check --config-file"
-        ) from None
-    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: is no config ({reason}); mend the named key") from None
-    return cfg
-
-
 def report(result: Conversion, output: str) -> list[str]:
     """What became of the checkpoint, as lines to print."""
     lines = [f"found: {result.kind}"]
@@ -93,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = None
         if args.config_file:
-            cfg = read_config(args.config_file, args.opts)
+            cfg = load_config(args.config_file, args.opts)
         elif args.opts:
             raise DataError(f"{args.opts[0]}: config keys need a --config-file to change")
         options = Options(

@@ -159,7 +159,8 @@ def convert(
 
     Args:
         content: the dict that was saved.
-        cfg: the config that says how the anchors are grouped and which classes are wanted.
+        cfg: the config that says how the anchors are grouped and which classes are wanted: those
+            of its first dataset, which is registered (``register_datasets_from_config``).
         options: what the user says about the file.
 
     Raises:
@@ -408,16 +409,10 @@ def _wanted_classes(cfg: CfgNode | None) -> tuple[str, ...] | None:
     """Class names of the config's first dataset; without a config, ImageNet VID's."""
     if cfg is None:
         return IMAGENET_VID_CLASSES
-    own = {entry[0]: entry[1] for entry in cfg.DATASETS.VID}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in own:
-            # Weights can be converted where the data are not; their order is then not known.
-            if Path(own[name]).is_file():
-                return tuple(read_classes_metadata(own[name])["thing_classes"])
-        elif name in MetadataCatalog.list() and (
-            classes := MetadataCatalog.get(name).get("thing_classes")
-        ):
-            return tuple(classes)
+        if name in MetadataCatalog.list():
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            return None if classes is None else tuple(classes)
     return None
 
 

@@ -17,6 +17,7 @@ from clab_d2.checkpoint.convert import (
 )
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.config import get_clab_cfg
+from clab_d2.data.catalog import register_datasets_from_config
 from clab_d2.data.imagenet_vid import IMAGENET_VID_CLASSES
 from clab_d2.errors import DataError
 
@@ -101,8 +102,9 @@ def test_classes_of_a_config_s_own_dataset(tmp_path):
         '{"id": 10, "name": "bus"}], "images": [{}], "annotations": []}'
     )
     cfg = get_clab_cfg()
-    cfg.DATASETS.VID = [["mine", str(annotations), str(tmp_path)]]
-    cfg.DATASETS.TEST = ("mine",)
+    cfg.DATASETS.VID = [["converted_mine", str(annotations), str(tmp_path)]]
+    cfg.DATASETS.TEST = ("converted_mine",)
+    register_datasets_from_config(cfg)
     content = {
         "state_dict": detector_state(num_classes=3),
         "meta": {"CLASSES": ["bus", "car", "fox"]},
