@@ -57,6 +57,9 @@ def _add_data_keys(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
+    # True: MODEL.WEIGHTS may be a pickle that runs code when it is read. For files of one's own only.
+    cfg.MODEL.TRUST_WEIGHTS = False
+
     # Batch norm uses its running statistics in training too, while weight and bias are trained.
     # For pre-trained backbones; turn off to train from scratch with RESNETS.NORM "BN".
     cfg.MODEL.BACKBONE.FIX_BN_STATISTICS = True
@@ -102,3 +105,6 @@ def _add_solver_keys(cfg: CN) -> None:
     # "SGD" (the paper's) or "AdamW" (for small models trained from scratch).
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all parameters.
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # Iterations between two lines of progress (and two rows of metrics.json).
+    cfg.SOLVER.LOG_PERIOD = 20
