@@ -1,0 +1,208 @@
+"""Find contradictions in a config before anything is built, each told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
+
+from clab_d2.engine.optimizer import OPTIMIZERS
+from clab_d2.errors import ConfigError
+
+RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")
+
+
+def validate_config(cfg: CfgNode) -> None:
+    """Check what can be checked from the config alone; no dataset is read, no model built.
+
+    Raises:
+        ConfigError: one line that names the key and the remedy.
+    """
+    for check in _CHECKS:
+        check(cfg)
+
+
+def _choice(key: str, value: object, choices: object) -> None:
+    options = list(choices)  # type: ignore[call-overload]
+    if value not in options:
+        raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(map(repr, options))}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(f"{key} is {value}; it must be at least {least}")
+
+
+def _check_names(cfg: CfgNode) -> None:
+    model = cfg.MODEL
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", model.PROPOSAL_GENERATOR.NAME,
+         PROPOSAL_GENERATOR_REGISTRY),
+        ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
+        ("MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY),
+    ):  # fmt: skip
+        if name not in registry:
+            ours = sorted(n for n, thing in registry if thing.__module__.startswith("clab_d2."))
+            raise ConfigError(f"{key} {name!r} is not registered; ours are {', '.join(ours)}")
+
+
+def _check_choices(cfg: CfgNode) -> None:
+    _choice("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND, ("pillow", "opencv"))
+    _choice("INPUT.FORMAT", cfg.INPUT.FORMAT, ("RGB", "BGR"))
+    _choice(
+        "MODEL.CONTRASTIVE.WEIGHT.SCHEDULE",
+        cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE,
+        ("linear", "cosine", "constant"),
+    )
+    _choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, sorted(OPTIMIZERS))
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        _choice(
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+            cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
+            ("full_model", "norm", "value"),
+        )
+
+
+def aggregates(cfg: CfgNode) -> bool:
+    """Whether the configured detector uses reference frames at test."""
+    return bool(cfg.MODEL.SELSA.ENABLED or cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED)
+
+
+def _check_references(cfg: CfgNode) -> None:
+    references = cfg.TEST.REFERENCES
+    _choice("TEST.REFERENCES.SAMPLING", references.SAMPLING, ("adaptive", "fixed", "causal"))
+    _at_least("TEST.KEY_FRAMES_PER_BATCH", cfg.TEST.KEY_FRAMES_PER_BATCH, 1)
+    _at_least("TEST.REFERENCES.STRIDE", references.STRIDE, 1)
+    _at_least("TEST.REFERENCES.NUM", references.NUM, 0)
+    _at_least("INPUT.REFERENCES.RANGE", cfg.INPUT.REFERENCES.RANGE, 1)
+    _at_least("INPUT.REFERENCES.NUM", cfg.INPUT.REFERENCES.NUM, 0)
+    if references.SAMPLING == "fixed" and references.NUM % 2:
+        raise ConfigError(
+            f'TEST.REFERENCES.NUM is {references.NUM}; with SAMPLING "fixed" it must be even: '
+            "half of the frames lie on each side of the key frame"
+        )
+    if not aggregates(cfg) and not cfg.MODEL.CONTRASTIVE.ENABLED:
+        return
+    users = [
+        key
+        for key, used in (
+            ("MODEL.SELSA.ENABLED", cfg.MODEL.SELSA.ENABLED),
+            ("MODEL.TEMPORAL_ROI_ALIGN.ENABLED", cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED),
+            ("MODEL.CONTRASTIVE.ENABLED", cfg.MODEL.CONTRASTIVE.ENABLED),
+        )
+        if used
+    ]
+    if cfg.INPUT.REFERENCES.NUM < 1:
+        raise ConfigError(
+            f"INPUT.REFERENCES.NUM is 0, but {users[0]} needs reference frames in training; set it "
+            f"to 2, or {' and '.join(users)} False"
+        )
+    if aggregates(cfg) and references.NUM < 1:
+        raise ConfigError(
+            f"TEST.REFERENCES.NUM is 0, but {users[0]} needs reference frames; set it to 14, or "
+            f"{' and '.join(users[:2])} False"
+        )
+
+
+def _check_temporal(cfg: CfgNode) -> None:
+    model = cfg.MODEL
+    if model.TEMPORAL_ROI_ALIGN.ENABLED:
+        _at_least(
+            "MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR",
+            model.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR,
+            1,
+        )
+        _at_least("MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS", model.TEMPORAL_ROI_ALIGN.NUM_HEADS, 0)
+    if model.SELSA.ENABLED:
+        _at_least("MODEL.SELSA.NUM_HEADS", model.SELSA.NUM_HEADS, 1)
+        if model.ROI_BOX_HEAD.FC_DIM % model.SELSA.NUM_HEADS:
+            raise ConfigError(
+                f"MODEL.ROI_BOX_HEAD.FC_DIM {model.ROI_BOX_HEAD.FC_DIM} is no multiple of "
+                f"MODEL.SELSA.NUM_HEADS {model.SELSA.NUM_HEADS}; change one of them"
+            )
+
+
+def backbone_features(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of a backbone's feature maps.
+
+    Returns:
+        Those that RPN and ROI heads can take, and those that the contrastive branch can tap; None
+        for backbones that this package does not know.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name == "build_resnet_dc5_backbone":
+        # Nothing behind the neck's stage is computed; the branch has its stage made.
+        made = RESNET_STAGES[: RESNET_STAGES.index(cfg.MODEL.NECK.IN_FEATURE) + 1]
+        asked = {*cfg.MODEL.RESNETS.OUT_FEATURES, cfg.MODEL.NECK.IN_FEATURE}
+        return (*(stage for stage in made if stage in asked), "c5"), (*made[1:], "c5")
+    if name == "build_resnet_fpn_backbone":
+        stages = cfg.MODEL.FPN.IN_FEATURES
+        levels = [f"p{stage[-1]}" for stage in stages]
+        levels.append(f"p{int(stages[-1][-1]) + 1}")
+        return (*levels,), (*cfg.MODEL.RESNETS.OUT_FEATURES, *levels)
+    return None
+
+
+def _check_features(cfg: CfgNode) -> None:
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_dc5_backbone":
+        _choice("MODEL.NECK.IN_FEATURE", cfg.MODEL.NECK.IN_FEATURE, RESNET_STAGES[1:])
+    features = backbone_features(cfg)
+    if features is None:
+        return
+    outputs, tappable = features
+    for key in ("RPN", "ROI_HEADS"):
+        for feature in cfg.MODEL[key].IN_FEATURES:
+            _choice(f"MODEL.{key}.IN_FEATURES", feature, outputs)
+    if cfg.MODEL.CONTRASTIVE.ENABLED:
+        _choice("MODEL.CONTRASTIVE.IN_FEATURE", cfg.MODEL.CONTRASTIVE.IN_FEATURE, tappable)
+
+
+def _check_contrastive(cfg: CfgNode) -> None:
+    branch = cfg.MODEL.CONTRASTIVE
+    if not branch.ENABLED:
+        return
+    if branch.TEMPERATURE <= 0:
+        raise ConfigError(
+            f"MODEL.CONTRASTIVE.TEMPERATURE is {branch.TEMPERATURE}; it must be positive "
+            "(the paper has 0.1)"
+        )
+    _at_least("MODEL.CONTRASTIVE.WEIGHT.START", branch.WEIGHT.START, 0)
+    if branch.WEIGHT.SCHEDULE != "constant":
+        _at_least("MODEL.CONTRASTIVE.WEIGHT.STEPS", branch.WEIGHT.STEPS, 1)
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    _at_least("SOLVER.MAX_ITER", solver.MAX_ITER, 1)
+    _at_least("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH, 1)
+    _at_least("SOLVER.CHECKPOINT_PERIOD", solver.CHECKPOINT_PERIOD, 1)
+    _at_least("SOLVER.LOG_PERIOD", solver.LOG_PERIOD, 1)
+    _at_least("MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES, 1)
+    if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is no multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE {solver.REFERENCE_WORLD_SIZE}; change one of them"
+        )
+    if solver.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU; set it False for MODEL.DEVICE cpu")
+
+
+_CHECKS: tuple[Callable[[CfgNode], None], ...] = (
+    _check_names,
+    _check_choices,
+    _check_references,
+    _check_temporal,
+    _check_features,
+    _check_contrastive,
+    _check_solver,
+)

@@ -1,0 +1,184 @@
+"""The trainer: Detectron2's, with clips for data, VID metrics and safe checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from clab_d2.data import build_vid_test_loader, build_vid_train_loader, collect_bad_frames
+from clab_d2.engine.checkpointer import VIDCheckpointer
+from clab_d2.engine.hooks import DataOrder, StopOnSignal
+from clab_d2.engine.optimizer import build_optimizer
+from clab_d2.errors import ConfigError
+from clab_d2.evaluation import VIDEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates detectors on videos, on CUDA or CPU, in one or several processes."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: the config; its schedule is scaled to the number of processes where
+                ``SOLVER.REFERENCE_WORLD_SIZE`` says so (:meth:`auto_scale_workers`).
+        """
+        # DefaultTrainer calls its own version of this, which then finds nothing left to scale.
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        with _ddp_for_device(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
+
+    # ---------------------------------------------------------------- parts
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_vid_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_vid_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return VIDEvaluator(dataset_name, output_dir=output_dir)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_checkpointer(
+        cls, cfg: CfgNode, model: nn.Module, *, fine_tune: bool = False, **checkpointables: Any
+    ) -> VIDCheckpointer:
+        """The checkpointer for training (``fine_tune``) or inference on ``OUTPUT_DIR``."""
+        return VIDCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            fine_tune=fine_tune,
+            trusted=cfg.MODEL.TRUST_WEIGHTS,
+            **checkpointables,
+        )
+
+    def build_hooks(self) -> list[HookBase]:
+        # The hooks take self.checkpointer over, so this is the place to put ours.
+        self.checkpointer = self.build_checkpointer(
+            self.cfg, self.model, fine_tune=True, trainer=weakref.proxy(self)
+        )
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        for hook in hooks:
+            if isinstance(hook, PeriodicWriter):
+                hook._period = self.cfg.SOLVER.LOG_PERIOD
+        # Behind scheduler and checkpointer, so that what is saved is the state after the
+        # iteration; before an evaluation, which would take long to end.
+        at = next(index for index, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(at, StopOnSignal(self._save_after))
+        return [DataOrder(self.data_loader, self.cfg.SOLVER.IMS_PER_BATCH), *hooks]
+
+    def _save_after(self, iteration: int) -> None:
+        name = f"model_{iteration:07d}"
+        if os.path.basename(self.checkpointer.get_checkpoint_file()) != f"{name}.pth":
+            self.checkpointer.save(name, iteration=iteration)
+
+    # ---------------------------------------------------------------- running
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resume from the last checkpoint of ``OUTPUT_DIR`` or load ``MODEL.WEIGHTS``.
+
+        Resumed are iteration, weights, optimizer, learning rate, the contrastive weight (which
+        follows from the iteration) and the place in the stream of training clips. What
+        ``metrics.json`` has beyond the checkpoint is taken out: it is about to come again.
+        """
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
+        if comm.is_main_process() and resume:
+            drop_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+
+    def train(self) -> Any:
+        results = super().train()
+        collect_bad_frames(self.cfg.DATASETS.TRAIN)
+        return results
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        results = super().test(cfg, model, evaluators)
+        collect_bad_frames(cfg.DATASETS.TEST)
+        return results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As Detectron2's; the contrastive weight's ``STEPS`` scale like the iterations.
+
+        Raises:
+            ConfigError: the batch can't be shared out evenly.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}; change one of them"
+            )
+        steps = cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS
+        cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        frozen = cfg.is_frozen()
+        cfg.defrost()
+        cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = round(steps * reference / num_workers)
+        if frozen:
+            cfg.freeze()
+        return cfg
+
+
+@contextmanager
+def _ddp_for_device(device: str) -> Iterator[None]:
+    """Make DefaultTrainer wrap models on the CPU as PyTorch wants it: with no device ids."""
+    if torch.device(device).type != "cpu":
+        yield
+        return
+    without_ids = functools.partial(create_ddp_model, device_ids=None)
+    with mock.patch("detectron2.engine.defaults.create_ddp_model", without_ids):
+        yield
+
+
+def drop_metrics_from(path: str, iteration: int) -> None:
+    """Cut off a ``metrics.json`` (one JSON object a line) from ``iteration`` on, in place.
+
+    A last line that a killed job left unfinished goes too. The file stays the same file, as a
+    writer may have it open already.
+    """
+    if not os.path.isfile(path):
+        return
+    keep = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or row.get("iteration", -1) >= iteration:
+                break
+            keep += len(line)
+    os.truncate(path, keep)
