@@ -2,8 +2,8 @@
 """Convert weights of MMTracking 0.x, the CLAB release or torchvision to a file for MODEL.WEIGHTS.
 
 Examples:
-    tools/convert_checkpoint.py selsa_troialign_faster_rcnn_r50_dc5_7e_imagenetvid.pth out.pth
-    tools/convert_checkpoint.py resnet50-11ad3fa6.pth r50.pth --config-file configs/....yaml
+    tools/convert_checkpoint.py troialign_r50.pth out.pth
+    tools/convert_checkpoint.py resnet50-11ad3fa6.pth r50.pth --config-file C
 """
 
 from __future__ import annotations
