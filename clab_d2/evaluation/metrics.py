@@ -61,10 +61,17 @@ class Metrics:
         return f"{vid}\nCOCO box: {coco}"
 
 
-def compute_metrics(truth: GroundTruth, detections: Detections) -> Metrics:
+def compute_metrics(
+    truth: GroundTruth, detections: Detections, matcher: Matcher | None = None
+) -> Metrics:
     """Measure detections: the COCO box AP and the VID AP50.
 
     No detections at all, or nothing to be found, gives a warning and zeros or NaN.
+
+    Args:
+        truth: what there is to be found.
+        detections: in the annotated frames.
+        matcher: :func:`vid_matcher` of the two, if there is one already.
     """
     if len(detections.score) == 0:
         logger.warning("There are no detections in the annotated frames of %s", truth.source)
@@ -85,7 +92,7 @@ def compute_metrics(truth: GroundTruth, detections: Detections) -> Metrics:
         detections.score,
         num_classes,
     ).summary()
-    matcher = vid_matcher(truth, detections)
+    matcher = vid_matcher(truth, detections) if matcher is None else matcher
     vid, per_class = {}, {}
     for name, subset in VID_NAMES.items():
         ap = 100 * matcher.average_precision(subset)
