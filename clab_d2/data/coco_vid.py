@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -305,7 +305,6 @@ def _attach_annotations(
     known_images = {image["id"] for image in data["images"]}
     annotations_of = {record["image_id"]: record["annotations"] for record in records}
     needed = {"image_id": int, "category_id": int, "bbox": list}
-    boxes = []
     for position, annotation in enumerate(data["annotations"]):
         _require(json_file, "annotations", position, annotation, needed)
         image_id, category_id = annotation["image_id"], annotation["category_id"]
@@ -321,37 +320,31 @@ def _attach_annotations(
                 'which "categories" does not list; add the category or correct the annotation'
             )
         bbox = annotation["bbox"]
-        if len(bbox) != 4:
-            _raise_box_error(json_file, annotation, position)
-        boxes.append(bbox)
+        if not _is_box(bbox):
+            raise DataError(
+                f"{json_file}: annotation {_id(annotation, position)} has bbox {bbox}; a box is "
+                "[x, y, width, height], four finite numbers, in pixels"
+            )
         into = annotations_of.get(image_id)
         if into is not None and category is not None:
             into.append(
                 {
-                    "bbox": bbox,
+                    # Detectron2 scales a box of integers (ILSVRC's) in integers, cutting off.
+                    "bbox": [float(value) for value in bbox],
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "category_id": category,
                     "instance_id": annotation.get("instance_id", -1),
                     "iscrowd": int(annotation.get("iscrowd", 0)),
                 }
             )
+
+
+def _is_box(bbox: list[Any]) -> bool:
     try:
-        values = np.asarray(boxes, dtype=np.float64)
-        bad = ~np.isfinite(values).all(axis=1) | (values[:, 2:] < 0).any(axis=1)
-        first_bad = int(bad.argmax()) if bad.any() else None
+        x, y, width, height = bbox
+        return math.isfinite(x + y + width + height) and width >= 0 and height >= 0
     except (TypeError, ValueError):
-        first_bad = next(
-            i for i, box in enumerate(boxes) if not all(isinstance(v, int | float) for v in box)
-        )
-    if first_bad is not None:
-        _raise_box_error(json_file, data["annotations"][first_bad], first_bad)
-
-
-def _raise_box_error(json_file: str, annotation: Json, position: int) -> None:
-    raise DataError(
-        f"{json_file}: annotation {_id(annotation, position)} has bbox {annotation['bbox']}; a box "
-        "is [x, y, width, height], four finite numbers, in pixels"
-    )
+        return False
 
 
 def _require(json_file: str, list_name: str, position: int, record: Any, keys: Json) -> None:

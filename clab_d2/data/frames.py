@@ -101,7 +101,8 @@ def resize_transform(
     """Return the transform to a given short edge, the long one at most ``max_size``.
 
     Each backend rounds the size as its origin does: "pillow" as Detectron2, "opencv" as the
-    official release (the smaller of the two edges' scale factors, then ``int(x + 0.5)``).
+    official release (the smaller of the two edges' scale factors, then ``int(x + 0.5)``). So the
+    two may differ by a pixel: 1280x720 becomes 1000x562 or 1000x563.
 
     Args:
         h, w: size of the image in pixels.
