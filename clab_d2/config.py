@@ -57,7 +57,7 @@ def _add_data_keys(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # True: MODEL.WEIGHTS may be a pickle that runs code when it is read. For files of one's own only.
+    # True: MODEL.WEIGHTS may be a pickle that runs code when it is read (files of one's own only).
     cfg.MODEL.TRUST_WEIGHTS = False
 
     # Batch norm uses its running statistics in training too, while weight and bias are trained.
