@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "evaluate.py"
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load(TOOL)
+make_large = load(ROOT / "tests" / "evaluation" / "make_large.py")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A truth, and predictions that get worse from run to run."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    _, predictions = make_large.make(folder, videos=4, frames=60, per_frame=20)
+    entries = json.loads(predictions.read_text())
+    for config, drop in (("good", 5), ("bad", 2)):
+        for seed in range(2):
+            kept = [entry for i, entry in enumerate(entries) if (i + seed) % drop]
+            path = folder / f"{config}_s{seed}" / "predictions.json"
+            path.parent.mkdir()
+            path.write_text(json.dumps(kept))
+    return folder
+
+
+def run_tool(*args) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_one_file_end_to_end(data, tmp_path):
+    output = tmp_path / "deep" / "m.json"
+    done = run_tool(
+        "--annotations", data / "truth.json", "--predictions", data / "predictions.json",
+        "--output", output,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(output.read_text())
+    assert set(metrics) == {"bbox", "vid"}
+    assert list(metrics["bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert 0 < metrics["vid"]["AP50"] < 100
+    assert {"AP50", "AP50-slow", "AP50-medium", "AP50-fast", "per-class"} <= set(metrics["vid"])
+    assert f"{metrics['vid']['AP50']:.2f}" in done.stdout
+    assert "Worst videos" in done.stdout
+
+
+def test_bad_input_is_one_line_and_status_2(data, tmp_path):
+    cut = tmp_path / "cut.json"
+    cut.write_text((data / "predictions.json").read_text()[:-20])
+    done = run_tool(
+        "--annotations", data / "truth.json", "--predictions", cut,
+        "--output", tmp_path / "m.json",
+    )  # fmt: skip
+    assert done.returncode == 2
+    # Before it, PyTorch may have warned about what Detectron2 imports.
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: {cut}: not valid JSON")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_several_configs_with_seeds(data, tmp_path, capsys):
+    status = tool.main(
+        ["--annotations", str(data / "truth.json"),
+         "--group", f"good={data}/good_s*/predictions.json",
+         "--group", f"bad={data}/**/bad_s*/predictions.json",
+         "--output", str(tmp_path / "m.json"), "--plot", str(tmp_path / "plots"),
+         "--worst", "2"]
+    )  # fmt: skip
+    assert status == 0
+    printed = capsys.readouterr().out
+    assert "±" in printed and "difference" in printed
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 4
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert [run["label"] for run in result["runs"]] == ["good", "good", "bad", "bad"]
+    means = {label: group["vid"]["AP50"]["mean"] for label, group in result["groups"].items()}
+    assert means["good"] > means["bad"]
+    of_good = [run["vid"]["AP50"] for run in result["runs"][:2]]
+    assert means["good"] == pytest.approx(sum(of_good) / 2)
+    assert len(result["worst-videos"]) == 2
+
+
+def test_labels(data, capsys):
+    paths = [str(data / name / "predictions.json") for name in ("good_s0", "good_s1", "bad_s0")]
+    common = ["--annotations", str(data / "truth.json"), "--predictions", *paths]
+    assert tool.main([*common, "--labels", "A", "A", "B"]) == 0
+    assert "| A " in capsys.readouterr().out
+    assert tool.main(common) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("good_s0", "good_s1", "bad_s0"))
+    assert tool.main([*common, "--labels", "A"]) == 2
+    assert "--labels gives 1 names for 3 files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to evaluate"),
+        (["--group", "x"], "write NAME=PATTERN"),
+        (["--group", "x=nowhere/*.json"], "no file matches nowhere"),
+        (["--predictions", "nowhere.json"], "nowhere.json: no such file"),
+    ],
+)
+def test_wrong_options(data, capsys, options, message):
+    assert tool.main(["--annotations", str(data / "truth.json"), *options]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") or "[1/" in printed
+    assert message in printed
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/predictions.json"], ["predictions"]),
+        (["x/a/p.json", "x/b/p.json"], ["a", "b"]),
+        (["x/a/1/p.json", "x/b/2/p.json"], ["a/1", "b/2"]),
+        (["p.json", "q.json"], ["p", "q"]),
+        (["p.json", "p.json"], ["p", "p"]),
+        (["a/p.json", "a/b/p.json"], ["p", "b/p"]),
+        (["p.v1.json", "p.v2.json"], ["p.v1", "p.v2"]),
+    ],
+)
+def test_short_names(paths, names):
+    assert tool.short_names(paths) == names

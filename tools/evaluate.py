@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+"""Measure detections in files: COCO box AP and VID AP50, of one detector or several side by side.
+
+Examples:
+    tools/evaluate.py --annotations val.json --predictions out/predictions.json --output m.json
+    tools/evaluate.py --annotations val.json --predictions single.json clab.json --plot plots
+    tools/evaluate.py --annotations val.json --group 'single=out/single_s*/**/predictions.json' \\
+        --group 'CLAB=out/clab_s*/**/predictions.json' --plot plots --output comparison.json
+
+Predictions are COCO result lists, as tools/train_net.py writes them. Runs of one config (under one
+label) are given with their mean and standard deviation. All figures are in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.evaluation import Detections, GroundTruth
+from clab_d2.evaluation.comparison import Comparison, measure_run
+from clab_d2.evaluation.plots import draw_all
+from clab_d2.io import write_json
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--annotations", required=True, metavar="GT.json", help="the truth, COCO or CocoVID"
+    )
+    parser.add_argument(
+        "--predictions", nargs="+", default=[], metavar="P.json", help="one file a run"
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="NAME",
+        help="a name for each file of --predictions; files of one name are runs of one config "
+        "(default: what tells the paths apart)",
+    )
+    parser.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="runs of one config: all files that match the pattern (** is any folders); repeatable",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="M.json",
+        help="write the metrics; of several files, those of each run, of each config, and the "
+        "worst videos",
+    )
+    parser.add_argument("--plot", metavar="DIR", help="draw curves and charts into this folder")
+    parser.add_argument(
+        "--worst", type=int, default=10, metavar="N", help="list the N worst videos (default: 10)"
+    )
+    return parser.parse_args(argv)
+
+
+def list_runs(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Label and path of each run.
+
+    Raises:
+        ConfigError: the options contradict each other, or a pattern matches nothing.
+    """
+    labels = args.labels or short_names(args.predictions)
+    if len(labels) != len(args.predictions):
+        raise ConfigError(
+            f"--labels gives {len(labels)} names for {len(args.predictions)} files of "
+            "--predictions; give one for each"
+        )
+    runs = list(zip(labels, args.predictions, strict=True))
+    for group in args.group:
+        label, found, pattern = group.partition("=")
+        if not (label and found and pattern):
+            raise ConfigError(f"--group {group!r}: write NAME=PATTERN")
+        paths = sorted(glob.glob(pattern, recursive=True))
+        if not paths:
+            raise ConfigError(f"--group {group!r}: no file matches {pattern}")
+        runs += [(label, path) for path in paths]
+    if not runs:
+        raise ConfigError("nothing to evaluate: give --predictions or --group")
+    return runs
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What tells paths apart: without the folders before and the names after that all share."""
+    parts = [Path(os.path.abspath(path)).with_suffix("").parts for path in paths]
+    if len(set(parts)) <= 1:
+        return [Path(path).stem for path in paths]
+    shortest = min(map(len, parts))
+    start = end = 0
+    while start < shortest - 1 and len({part[start] for part in parts}) == 1:
+        start += 1
+    while end < shortest - 1 - start and len({part[-1 - end] for part in parts}) == 1:
+        end += 1
+    return ["/".join(part[start : len(part) - end]) for part in parts]
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    runs = list_runs(args)
+    truth = GroundTruth.from_file(args.annotations)
+    measured = []
+    for number, (label, path) in enumerate(runs, start=1):
+        if len(runs) > 1:
+            print(f"[{number}/{len(runs)}] {label}: {path}", file=sys.stderr)
+        # One at a time: of each only its figures and curves are kept.
+        measured.append(measure_run(truth, Detections.from_file(path, truth), label, path))
+    comparison = Comparison(truth, measured)
+    if len(runs) == 1:
+        parts = [measured[0].metrics.table(), comparison.worst_table(args.worst)]
+        result = measured[0].metrics.as_json()
+    else:
+        parts = [comparison.overall_table(), comparison.class_table()]
+        parts.append(comparison.worst_table(args.worst))
+        result = comparison.as_json(args.worst)
+    print("\n\n".join(part for part in parts if part))
+    if args.plot:
+        files = draw_all(comparison, args.plot, args.worst)
+        print("\nPlots:", *files, sep="\n  ")
+    if args.output:
+        write_json(args.output, result, indent=2)
+        print(f"Metrics are in {args.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        evaluate(parse_arguments(argv))
+    except (DataError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
