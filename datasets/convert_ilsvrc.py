@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 
 from clab_d2.data.ilsvrc import convert
@@ -21,6 +22,10 @@ def main() -> int:
         "--strict", action="store_true", help="stop at the first unreadable annotation file"
     )
     args = parser.parse_args()
+    if args.jobs is not None and args.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    # Ended from outside, tidy up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         convert(args.root, args.output, args.jobs, args.strict)
