@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import torch
 from detectron2.data.common import ToIterableDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # One Ctrl-C may reach a process twice (terminal and launcher); a later one means "now".
 _SAME_REQUEST_S = 2.0
+_WORKER_GRACE_S = 10
 
 
 class StopOnSignal(HookBase):
@@ -42,7 +44,6 @@ class StopOnSignal(HookBase):
         self._received = 0.0
         self._old_handlers: dict[int, Any] = {}
         self._pid = 0
-        self._worker_sigterms = 0
 
     def before_train(self) -> None:
         self._pid = os.getpid()
@@ -59,11 +60,10 @@ class StopOnSignal(HookBase):
         if not self._signal:
             self._signal, self._received = number, time.monotonic()
         if os.getpid() != self._pid:
-            # A data loader's worker, which inherits the handler. The main process may need its
-            # batch for the last iteration, and ends it then; a second SIGTERM is that end.
-            self._worker_sigterms += number == signal.SIGTERM
-            if self._worker_sigterms > 1:
-                os._exit(128 + number)
+            # A data loader's worker, which inherits the handler. The main process may still need
+            # its batch for the last iteration; after that it ends it, or else SIGALRM does.
+            if number == signal.SIGTERM:
+                signal.alarm(_WORKER_GRACE_S)
             return
         if again:
             raise KeyboardInterrupt
@@ -84,7 +84,7 @@ class StopOnSignal(HookBase):
         raise SystemExit(128 + number if comm.is_main_process() else 0)
 
 
-class ContinuingSampler(TrainingSampler):
+class TrainingStream(TrainingSampler):
     """Detectron2's endless shuffle, begun after its first ``start`` clips."""
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None, start: int = 0):
@@ -92,6 +92,13 @@ class ContinuingSampler(TrainingSampler):
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
+        if torch.utils.data.get_worker_info() is not None:
+            # Detectron2 runs the sampler in each worker, where PyTorch has replaced the handler of
+            # SIGTERM by one that exits. Batch systems send SIGTERM to all processes of a job: the
+            # main process then still needs its workers to end the iteration (StopOnSignal).
+            handler = signal.getsignal(signal.SIGTERM)
+            if callable(handler):
+                signal.signal(signal.SIGTERM, handler)
         # Counting past a million clips takes a fraction of a second.
         first = self.start + self._rank
         yield from itertools.islice(self._infinite_indices(), first, None, self._world_size)
@@ -111,6 +118,7 @@ class DataOrder(HookBase):
             clips_per_iteration: over all processes.
         """
         self._holder = _sampler_holder(loader)
+        self._start(0)
         self._clips_per_iteration = clips_per_iteration
 
     def state_dict(self) -> dict[str, int]:
@@ -122,11 +130,17 @@ class DataOrder(HookBase):
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        self._start(state["clips_seen"], state["seed"])
+
+    def _start(self, clip: int, seed: int | None = None) -> None:
         if self._holder is None:
             return
         sampler = self._holder.sampler
-        self._holder.sampler = ContinuingSampler(
-            sampler._size, sampler._shuffle, seed=state["seed"], start=state["clips_seen"]
+        self._holder.sampler = TrainingStream(
+            sampler._size,
+            sampler._shuffle,
+            seed=sampler._seed if seed is None else seed,
+            start=clip,
         )
 
 

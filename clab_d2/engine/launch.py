@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -58,7 +59,8 @@ def load_config(config_file: str, options: list[str]) -> CfgNode:
         raise ConfigError("no config given; add --config-file, such as configs/MiniVID/clab.yaml")
     if not os.path.isfile(config_file):
         raise ConfigError(f"{config_file}: there is no such config file; see the folder configs")
-    _merge(config_file, cfg.merge_from_file, config_file)
+    # Detectron2 would otherwise let a YAML file call any Python function.
+    _merge(config_file, functools.partial(cfg.merge_from_file, allow_unsafe=False), config_file)
     _merge("command line", cfg.merge_from_list, options)
     if not torch.cuda.is_available() and torch.device(cfg.MODEL.DEVICE).type == "cuda":
         logger.warning("No CUDA device here: running on the CPU (MODEL.DEVICE cpu, no AMP)")
@@ -78,7 +80,13 @@ def _merge(source: str, merge: Callable[[Any], None], what: Any) -> None:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{source}: not valid YAML ({reason}); correct the file") from None
-    except (AssertionError, KeyError, ValueError, OSError) as error:
+    except TypeError:
+        raise ConfigError(
+            f"{source}: holds no KEY: VALUE pairs; see folder configs"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.filename} can't be read ({error.strerror})") from None
+    except (AssertionError, KeyError, ValueError) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())
         raise ConfigError(f"{source}: {reason}; see clab_d2/config.py for our keys") from None
 
@@ -112,7 +120,8 @@ def run(main: Main, args: argparse.Namespace) -> int:
     # A place for the first process with a mistake of the user's to leave its line.
     mistakes = multiprocessing.get_context("spawn").SimpleQueue()
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
-    with _signals_passed_on() as received:
+    spawns = args.num_gpus * args.num_machines > 1
+    with _signals_passed_on() if spawns else nullcontext([]) as received:
         try:
             cfg = load_config(args.config_file, args.opts)
             _check_processes(args, cfg)
@@ -125,6 +134,8 @@ def run(main: Main, args: argparse.Namespace) -> int:
                 args=(main, args, cfg, mistakes),
             )
         except USER_ERRORS as error:
+            if _wants_traceback():
+                raise
             return _report(one_line(error))
         except ProcessExitedException as error:
             if not mistakes.empty():
@@ -215,8 +226,6 @@ def one_line(error: BaseException) -> str:
 
 
 def _report(line: str) -> int:
-    if _wants_traceback() and sys.exc_info()[0] is not None:
-        raise  # noqa: PLE0704 - called while the error is handled
     print(f"error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR
 

@@ -123,6 +123,7 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
+        _share_buffers(model)
         results = super().test(cfg, model, evaluators)
         collect_bad_frames(cfg.DATASETS.TEST)
         return results
@@ -152,6 +153,17 @@ class Trainer(DefaultTrainer):
         return cfg
 
 
+def _share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's buffers.
+
+    Batch norm that learns its statistics learns others in each process. Checkpoints hold the main
+    process's, and all must evaluate the model that is saved.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 @contextmanager
 def _ddp_for_device(device: str) -> Iterator[None]:
     """Make DefaultTrainer wrap models on the CPU as PyTorch wants it: with no device ids."""
@@ -164,21 +176,21 @@ def _ddp_for_device(device: str) -> Iterator[None]:
 
 
 def drop_metrics_from(path: str, iteration: int) -> None:
-    """Cut off a ``metrics.json`` (one JSON object a line) from ``iteration`` on, in place.
+    """Cut the last rows, those from ``iteration`` on, off a ``metrics.json``, in place.
 
-    A last line that a killed job left unfinished goes too. The file stays the same file, as a
-    writer may have it open already.
+    The file has one JSON object a line; a last line that a killed job left unfinished goes too. It
+    stays the same file, as a writer may have it open already.
     """
     if not os.path.isfile(path):
         return
-    keep = 0
+    position = keep = 0
     with open(path, "rb") as file:
         for line in file:
+            position += len(line)
             try:
                 row = json.loads(line)
             except ValueError:
-                break
-            if not line.endswith(b"\n") or row.get("iteration", -1) >= iteration:
-                break
-            keep += len(line)
+                continue
+            if line.endswith(b"\n") and row.get("iteration", iteration) < iteration:
+                keep = position
     os.truncate(path, keep)

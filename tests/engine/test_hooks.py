@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data.common import ToIterableDataset
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import HookBase, TrainerBase
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clab_d2.engine.hooks import StopOnSignal, TrainingStream
+from clab_d2.engine.trainer import drop_metrics_from
+
+
+@given(st.integers(1, 20), st.integers(0, 70), st.integers(0, 5))
+def test_sampler_goes_on_where_it_stopped(size: int, start: int, seed: int) -> None:
+    whole = list(itertools.islice(TrainingSampler(size, seed=seed), start + 30))
+    rest = itertools.islice(TrainingStream(size, seed=seed, start=start), 30)
+    assert list(rest) == whole[start:]
+
+
+def test_sampler_shares_the_stream_among_processes() -> None:
+    shares = []
+    for rank in range(3):
+        sampler = TrainingStream(10, seed=1, start=4)
+        sampler._rank, sampler._world_size = rank, 3
+        shares.append(list(itertools.islice(sampler, 5)))
+    whole = list(itertools.islice(TrainingSampler(10, seed=1), 4 + 15))
+    assert [clip for step in zip(*shares, strict=True) for clip in step] == whole[4:]
+
+
+class CountingTrainer(TrainerBase):
+    """Does nothing, and may get a signal meanwhile."""
+
+    def __init__(self, signal_at: dict[int, int]) -> None:
+        super().__init__()
+        self.signal_at = signal_at
+
+    def run_step(self) -> None:
+        if self.iter in self.signal_at:
+            os.kill(os.getpid(), self.signal_at[self.iter])
+
+
+class Recorder(HookBase):
+    def __init__(self) -> None:
+        self.iterations: list[int] = []
+        self.ended = False
+
+    def after_step(self) -> None:
+        self.iterations.append(self.trainer.iter)
+
+    def after_train(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_iteration_and_saves(number: int) -> None:
+    saved: list[int] = []
+    trainer, recorder = CountingTrainer({2: number}), Recorder()
+    trainer.register_hooks([recorder, StopOnSignal(saved.append)])
+    old = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught:
+        trainer.train(0, 10)
+    assert caught.value.code == 128 + number
+    assert recorder.iterations == [0, 1, 2]
+    assert recorder.ended, "writers and other hooks must be closed"
+    assert saved == [2]
+    assert signal.getsignal(number) is old
+
+
+def test_signal_in_the_last_iteration_lets_training_end() -> None:
+    saved: list[int] = []
+    trainer = CountingTrainer({4: signal.SIGTERM})
+    trainer.register_hooks([StopOnSignal(saved.append)])
+    trainer.train(0, 5)
+    assert saved == []
+
+
+def test_later_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clab_d2.engine.hooks._SAME_REQUEST_S", -1.0)
+
+    class Impatient(CountingTrainer):
+        def run_step(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = Impatient({})
+    trainer.register_hooks([StopOnSignal(lambda iteration: None)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(0, 5)
+
+
+class SignalledDataset(torch.utils.data.Dataset):
+    """Its worker process gets the signals that a terminal or a batch system sends to all."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+
+def test_data_workers_survive_the_signal() -> None:
+    hook = StopOnSignal(lambda iteration: None)
+    dataset = ToIterableDataset(SignalledDataset(), TrainingStream(4, seed=0))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
+    hook.before_train()
+    try:
+        clips = list(itertools.islice(loader, 8))
+    finally:
+        hook.after_train()
+    assert sorted(clips) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "iteration", "kept"),
+    [
+        (['{"iteration": 0}\n', '{"iteration": 1}\n', '{"iteration": 2}\n'], 2, 2),
+        (['{"iteration": 0}\n', '{"iteration": 1}\n', '{"itera'], 5, 2),
+        (['{"iteration": 0}\n', '{"iteration": 1}\n'], 0, 0),
+        (['{"iteration": 0}\n', '{"iteration": 9}\n', '{"iteration": 0}\n', '{"iteration": 1}\n'],
+         1, 3),
+        (['{"iteration": 0}\n', '{"iteration": 3}'], 5, 1),
+        ([], 3, 0),
+    ],
+)  # fmt: skip
+def test_metrics_after_the_checkpoint_are_dropped(
+    tmp_path: Path, rows: list[str], iteration: int, kept: int
+) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text("".join(rows))
+    with open(path, "a") as writer:  # as the JSON writer has it open meanwhile
+        drop_metrics_from(str(path), iteration)
+        writer.write("new\n")
+    assert path.read_text() == "".join(rows[:kept]) + "new\n"
+
+
+def test_metrics_that_are_not_there(tmp_path: Path) -> None:
+    drop_metrics_from(str(tmp_path / "metrics.json"), 3)

@@ -1,0 +1,149 @@
+"""The trainer around a model that only notes which clips it is given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.env import seed_all_rng
+from tiny_videos import make_tiny_videos
+from torch import nn
+
+from clab_d2 import get_clab_cfg
+from clab_d2.data import register_datasets_from_config
+from clab_d2.engine import Trainer
+from clab_d2.errors import ConfigError
+
+SEEN: list[str] = []
+
+
+@META_ARCH_REGISTRY.register()
+class NotingModel(nn.Module):
+    """Its loss falls with its one weight; ``SEEN`` gets the clips' key frames."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, clips: list[dict[str, object]]) -> dict[str, torch.Tensor]:
+        SEEN.extend(str(clip["file_name"]) for clip in clips)
+        return {"loss_cls": self.weight.square().sum()}
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> CfgNode:
+    cfg = get_clab_cfg()
+    cfg.merge_from_list(make_tiny_videos(tmp_path).options)
+    cfg.DATASETS.TEST = ()
+    cfg.MODEL.META_ARCHITECTURE = "NotingModel"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.MAX_ITER = 12
+    cfg.SOLVER.STEPS = (8,)
+    cfg.SOLVER.WARMUP_ITERS = 3
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5
+    cfg.SOLVER.LOG_PERIOD = 1
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    register_datasets_from_config(cfg)
+    return cfg
+
+
+def train(cfg: CfgNode, resume: bool = False, stop_before: int | None = None) -> list[str]:
+    """Train; return the key frames seen. ``stop_before``: die there, as if killed."""
+    SEEN.clear()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    if stop_before is not None:
+        whole_step = trainer.run_step
+
+        def run_step() -> None:
+            if trainer.iter == stop_before:
+                raise KeyboardInterrupt
+            whole_step()
+
+        trainer.run_step = run_step
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    else:
+        trainer.train()
+    return list(SEEN)
+
+
+def rows(cfg: CfgNode) -> list[dict[str, float]]:
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_resumed_training_goes_on_with_the_data(cfg: CfgNode, tmp_path: Path) -> None:
+    """With another random state, as of another day, and no SEED."""
+    seed_all_rng(1)
+    whole = train(cfg)
+    whole_rows = rows(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "resumed")
+    seed_all_rng(1)
+    first = train(cfg, stop_before=7)
+    assert first == whole[:14]
+    seed_all_rng(2)
+    rest = train(cfg, resume=True)
+    assert rest == whole[10:], "the last checkpoint is that of iteration 4"
+    keys = ("iteration", "lr", "total_loss")
+    resumed_rows = rows(cfg)
+    assert [[r[k] for k in keys[:2]] for r in resumed_rows] == [
+        [r[k] for k in keys[:2]] for r in whole_rows
+    ]
+    assert resumed_rows[-1]["iteration"] == 11
+    torch.testing.assert_close(
+        torch.load(f"{cfg.OUTPUT_DIR}/model_final.pth")["model"]["weight"],
+        torch.load(f"{tmp_path}/out/model_final.pth")["model"]["weight"],
+    )
+
+
+def test_log_period(cfg: CfgNode) -> None:
+    cfg.SOLVER.LOG_PERIOD = 5
+    cfg.SOLVER.MAX_ITER = 10
+    train(cfg)
+    assert [row["iteration"] for row in rows(cfg)] == [4, 9]
+
+
+def test_schedule_scales_with_the_number_of_processes() -> None:
+    cfg = get_clab_cfg()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.MAX_ITER = 48769
+    cfg.SOLVER.STEPS = (13934, 34835)
+    cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = 25000
+    cfg.freeze()
+    scaled = Trainer.auto_scale_workers(cfg, 2)
+    assert scaled.is_frozen()
+    assert scaled.SOLVER.IMS_PER_BATCH == 4
+    assert pytest.approx(0.0025) == scaled.SOLVER.BASE_LR
+    assert scaled.SOLVER.MAX_ITER == 4 * 48769
+    assert scaled.SOLVER.STEPS == (4 * 13934, 4 * 34835)
+    assert scaled.MODEL.CONTRASTIVE.WEIGHT.STEPS == 100000
+    assert scaled.SOLVER.REFERENCE_WORLD_SIZE == 2
+    assert Trainer.auto_scale_workers(scaled, 2) is scaled
+    assert cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS == 25000
+
+
+def test_trainer_trains_by_the_scaled_schedule(cfg: CfgNode) -> None:
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = 6
+    trainer = Trainer(cfg)
+    assert trainer.cfg.SOLVER.IMS_PER_BATCH == 1
+    assert trainer.max_iter == 24
+    assert trainer.cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS == 12
+
+
+def test_unscalable_batch() -> None:
+    cfg = get_clab_cfg()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    cfg.SOLVER.IMS_PER_BATCH = 12
+    with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH 12"):
+        Trainer.auto_scale_workers(cfg, 2)
