@@ -89,22 +89,22 @@ def draw_boxes(
         canvas = canvas.copy()
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
     short_side = min(canvas.shape[:2])
-    thickness = max(1, round(short_side / 240))
-    labels: list[tuple[np.ndarray, str, tuple[int, int, int]]] = []
-    # Small boxes last, so that a large one does not hide them; labels on top of all boxes.
+    thickness = max(1, round(short_side / 240)) + (style == "truth")
+    # Small boxes last, so that a large one does not hide them.
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for number in np.argsort(-areas, kind="stable"):
         colour = class_colour(int(classes[number]))
         outline = _dashed_rectangle if style == "truth" else _rectangle
         outline(canvas, boxes[number], colour, thickness)
+    # Labels on top of all boxes, that of the best score uppermost.
+    for number in range(len(boxes)) if scores is None else np.argsort(scores, kind="stable"):
+        colour = class_colour(int(classes[number]))
         label = _label(int(classes[number]), class_names)
         if track_ids is not None and track_ids[number] is not None:
             label += f" #{track_ids[number]}"
         if scores is not None:
             label += f" {100 * float(scores[number]):.0f}%"
-        labels.append((boxes[number], label, colour))
-    for box, label, colour in labels:
-        _write_label(canvas, box, label, colour, style)
+        _write_label(canvas, boxes[number], label, colour, style)
     return canvas
 
 
@@ -134,7 +134,7 @@ def draw_detections(
 
 def write_caption(image: np.ndarray, text: str) -> np.ndarray:
     """Return the frame with a line of text on a dark strip above it."""
-    height = max(16, round(image.shape[0] * 0.06))
+    height = min(40, max(16, round(image.shape[0] * 0.06)))
     strip = np.full((height, image.shape[1], 3), 24, np.uint8)
     size = height / 32
     (width, _), _ = cv2.getTextSize(text, _FONT, size, 1)
