@@ -9,6 +9,7 @@ Look at ``preview.png`` in the folder to see what it holds.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -17,14 +18,21 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from clab_d2.data.ilsvrc import convert  # noqa: E402
-from clab_d2.data.mini_vid import writer  # noqa: E402
+from clab_d2.data.mini_vid import summary, writer  # noqa: E402
 from clab_d2.errors import DataError  # noqa: E402
 
 
 def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done}/{total} videos and stills", end="" if done < total else "\n",
-              file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        if done * 4 // total > (done - 1) * 4 // total:
+            print(f"{done}/{total} videos and stills", file=sys.stderr, flush=True)
+    else:
+        print(
+            f"\r{done}/{total} videos and stills",
+            end="" if done < total else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,17 +45,23 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--seed must not be negative")
     if options.jobs is not None and options.jobs < 1:
         parser.error("--jobs must be at least 1")
+    # Ended from outside, tidy up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if writer.existing(options.output, options.seed) is not None:
             print(f"{options.output} already holds Mini VID of seed {options.seed}: nothing to do")
             return 0
-        facts = writer.make(options.output, options.seed, options.jobs, convert=_convert,
-                            progress=_progress)
+        facts = writer.make(
+            options.output, options.seed, options.jobs, convert=_convert, progress=_progress
+        )
+    except KeyboardInterrupt:
+        print("make_mini_vid.py: interrupted, nothing written", file=sys.stderr)
+        return 130
     except DataError as error:
         print(f"make_mini_vid.py: {error}", file=sys.stderr)
         return 2
     for split, numbers in facts["splits"].items():
-        print(writer.line_of(split, numbers))
+        print(summary.line_of(split, numbers))
     print(f"Written: {options.output} (look at {options.output / 'preview.png'})")
     return 0
 

@@ -7,6 +7,7 @@ pixel knows the class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +49,15 @@ def draw_look(name: str, rng: np.random.Generator) -> Look:
     elif kind == "ursid":
         mean = np.array([0.36, 0.26, 0.18]) * (1 - light) + np.array([0.52, 0.46, 0.40]) * light
     else:
-        paints = [(0.75, 0.15, 0.13), (0.16, 0.30, 0.66), (0.85, 0.72, 0.16), (0.80, 0.80, 0.78),
-                  (0.20, 0.52, 0.30), (0.45, 0.46, 0.50), (0.85, 0.45, 0.12)]
+        paints = [
+            (0.75, 0.15, 0.13),
+            (0.16, 0.30, 0.66),
+            (0.85, 0.72, 0.16),
+            (0.80, 0.80, 0.78),
+            (0.20, 0.52, 0.30),
+            (0.45, 0.46, 0.50),
+            (0.85, 0.45, 0.12),
+        ]
         mean = np.array(paints[int(rng.integers(len(paints)))]) * (0.85 + 0.2 * light)
     accents = [(0.95, 0.95, 0.92), (0.12, 0.13, 0.22), (0.95, 0.80, 0.20), (0.70, 0.10, 0.15)]
     order = rng.permutation(len(accents))
@@ -101,8 +109,11 @@ def _shared(part: str, u: np.ndarray, v: np.ndarray, look: Look) -> np.ndarray:
         return colour * 0 + 0.55
     if part == "body":
         colour = _mix(colour, mean * 0.55, _step(0.125 - v, 0.02))
-        return _mix(colour, 0.35 * mean + 0.65 * _GLASS, _box(u, v, -0.45, 0.27, 0.31, 0.455)
-                    * _step(0.285 - u - (v - 0.31) * 0.72, 0.02))
+        return _mix(
+            colour,
+            0.35 * mean + 0.65 * _GLASS,
+            _box(u, v, -0.45, 0.27, 0.31, 0.455) * _step(0.285 - u - (v - 0.31) * 0.72, 0.02),
+        )
     return colour
 
 
@@ -116,129 +127,149 @@ def _stripes(
     return _step(wave + bias, 0.5)
 
 
-def _marked(part: str, u: np.ndarray, v: np.ndarray, look: Look, plain: np.ndarray) -> np.ndarray:
-    """The figure with the markings of its class in full."""
+Array = np.ndarray
+
+# Each of the following paints a part with the markings of one class in full. ``plain`` is the
+# part without them, (H, W, 3); u, v are the part's own coordinates, (H, W).
+
+
+def _zebra(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
     mean = np.array(look.mean)
-    name = look.name
-    if part in ("eye", "nose", "wheel", "arch"):
-        return plain
-    if name == "zebra":
-        light, dark = np.clip(mean * 1.1 + 0.38, 0, 0.97), mean * 0.18
-        if part in ("front_leg", "rear_leg"):
-            t = _stripes(v, u, look, 5.5, 0.0)
-        elif part == "neck":
-            t = _stripes(u, v, look, 7.5, 0.0)
-        elif part == "head":
-            t = np.maximum(_stripes(u, v, look, 9.0, 0.0), _step(u - 0.25, 0.05))
-        elif part == "mane":
-            t = _stripes(u, v, look, 7.5, 0.0)
-        elif part == "torso":
-            lean = np.clip(-u - 0.1, 0, None) * (v - 0.6) * 3.0  # hind stripes lie down
-            t = _stripes(u + lean, v, look, 7.5, 0.0)
-        else:
-            t = np.full(u.shape, 0.85)
-        return _mix(np.broadcast_to(light, plain.shape), dark, t)
-    if name == "horse":
-        white = np.array([0.93, 0.91, 0.87])
-        if part in ("mane", "tail"):
-            return plain * 0 + mean * 0.22
-        if part in ("front_leg", "rear_leg"):
-            return _mix(plain, white, _step(v - 0.66, 0.06))
-        if part == "head":
-            return _mix(plain, white, _step(v - 0.02 + 0.0 * u, 0.03) * _step(u - 0.06, 0.05))
-        if part == "torso":
-            return plain * 1.08
-        return plain
-    if name == "tiger":
-        light, dark = np.clip(mean * 1.22 + 0.04, 0, 0.97), mean * 0.10
-        white = np.array([0.95, 0.92, 0.86])
-        base = np.broadcast_to(light, plain.shape)
-        if part == "torso":
-            base = _mix(base, white, _step(0.335 - v, 0.06))
-            t = _stripes(u, v, look, 8.0, -0.25) * (0.35 + 0.65 * _step(v - 0.34, 0.1))
-        elif part in ("front_leg", "rear_leg"):
-            t = _stripes(v, u, look, 4.0, -0.35)
-        elif part == "tail":
-            t = _stripes(u, v, look, 9.0, 0.0)
-        elif part == "ruff":
-            base = _mix(base, white, _step(-v - 0.02, 0.06))
-            radius = np.hypot(u + 0.06, v + 0.03)
-            t = _stripes(np.arctan2(v + 0.03, u + 0.06) / 6.28, radius, look, 9.0, -0.2)
-            t = t * _step(radius - 0.11, 0.03)
-        elif part == "head":
-            base = _mix(base, white, _step(-v - 0.015, 0.04))
-            t = _stripes(v, u, look, 11.0, -0.2) * _step(0.06 - u, 0.04) * _step(v - 0.02, 0.03)
-        elif part == "tuft":
-            t = np.ones(u.shape)
-        else:
-            t = np.zeros(u.shape)
-        return _mix(base, dark, t)
-    if name == "lion":
-        if part == "ruff":
-            rays = np.sin(26 * np.arctan2(v + 0.03, u + 0.06) + look.phase) * 0.03
-            return plain * 0 + (mean * np.array([0.42, 0.36, 0.33])) + rays[..., None]
-        if part == "tuft":
-            return plain * 0 + mean * 0.25
-        if part == "torso":
-            return _mix(plain * 1.06, np.clip(mean * 1.35, 0, 1), _step(0.33 - v, 0.06))
-        if part == "head":
-            return _mix(plain * 1.08, (0.93, 0.86, 0.74), _step(-v - 0.01, 0.04) * _step(u - 0.07, 0.04))
-        return plain * 1.06
-    if name == "giant_panda":
-        light, dark = np.clip(mean * 0.25 + 0.72, 0, 0.97), np.array([0.08, 0.075, 0.08])
-        if part in ("front_leg", "rear_leg", "foot", "ear"):
-            t = np.ones(u.shape)
-        elif part == "torso":
-            t = _step(u - 0.10 - 0.10 * (v - 0.45), 0.03) * _step(0.42 - u, 0.03)
-        elif part == "neck":
-            t = _step(0.12 - u, 0.04)
-        elif part == "head":
-            t = _step(0.052 - np.hypot(0.85 * (u - 0.075), v - 0.035), 0.02)
-        else:
-            t = np.zeros(u.shape)
-        return _mix(np.broadcast_to(light, plain.shape), dark, t)
-    if name == "bear":
-        tan = np.clip(mean * 0.6 + np.array([0.38, 0.30, 0.20]), 0, 0.95)
-        if part == "head":
-            return _mix(plain, tan, _step(u - 0.10, 0.03))
-        if part in ("front_leg", "rear_leg"):
-            return _mix(plain, mean * 0.7, _step(v - 0.3, 0.2))
-        if part == "foot":
-            return plain * 0.6
-        if part == "ear":
-            return plain * 0.8
-        if part == "torso":
-            return _mix(plain, np.clip(mean * 1.18, 0, 1), _step(v - 0.54, 0.12))
-        return plain
-    if name == "bus":
-        if part == "hub":
-            return plain * 0 + np.array(look.accent) * 0.9
-        if part != "body":
-            return plain
-        colour = np.broadcast_to(mean, plain.shape).copy()
-        colour = _mix(colour, mean * 0.55, _step(0.125 - v, 0.02))
-        # A row of windows, a livery of two bands below it, a sign above the windscreen.
-        colour = _mix(colour, look.accent, _box(u, v, -0.6, 0.6, 0.195, 0.265))
-        colour = _mix(colour, look.accent, _box(u, v, -0.6, 0.6, 0.145, 0.165))
-        for i in range(6):
-            u0 = -0.465 + 0.116 * i
-            colour = _mix(colour, _BRIGHT_GLASS, _box(u, v, u0, u0 + 0.082, 0.325, 0.445))
-        colour = _mix(colour, (0.98, 0.86, 0.35), _box(u, v, -0.46, 0.20, 0.468, 0.492))
-        return colour
-    # car: two large side windows and the windscreen, a door, lamps
-    if part != "body":
-        return plain if part != "hub" else plain * 0 + 0.78
-    colour = np.broadcast_to(mean, plain.shape).copy()
+    light, dark = np.clip(mean * 1.1 + 0.38, 0, 0.97), mean * 0.18
+    if part in ("front_leg", "rear_leg"):
+        stripes = _stripes(v, u, look, 5.5, 0.0)
+    elif part in ("neck", "mane"):
+        stripes = _stripes(u, v, look, 7.5, 0.0)
+    elif part == "head":
+        stripes = np.maximum(_stripes(u, v, look, 9.0, 0.0), _step(u - 0.25, 0.05))
+    elif part == "torso":
+        lean = np.clip(-u - 0.1, 0, None) * (v - 0.6) * 3.0  # hind stripes lie down
+        stripes = _stripes(u + lean, v, look, 7.5, 0.0)
+    else:
+        stripes = np.full(u.shape, 0.85)
+    return _mix(np.broadcast_to(light, plain.shape), dark, stripes)
+
+
+def _horse(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    white = (0.93, 0.91, 0.87)
+    if part in ("mane", "tail"):
+        return np.broadcast_to(np.array(look.mean) * 0.22, plain.shape)
+    if part in ("front_leg", "rear_leg"):
+        return _mix(plain, white, _step(v - 0.66, 0.06))
+    if part == "head":
+        return _mix(plain, white, _step(v - 0.02, 0.03) * _step(u - 0.06, 0.05))
+    return plain * 1.08 if part == "torso" else plain
+
+
+def _tiger(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    mean = np.array(look.mean)
+    dark, white = mean * 0.10, (0.95, 0.92, 0.86)
+    base = np.broadcast_to(np.clip(mean * 1.22 + 0.04, 0, 0.97), plain.shape)
+    if part == "torso":
+        base = _mix(base, white, _step(0.335 - v, 0.06))
+        stripes = _stripes(u, v, look, 8.0, -0.25) * (0.35 + 0.65 * _step(v - 0.34, 0.1))
+    elif part in ("front_leg", "rear_leg"):
+        stripes = _stripes(v, u, look, 4.0, -0.35)
+    elif part == "tail":
+        stripes = _stripes(u, v, look, 9.0, 0.0)
+    elif part == "ruff":
+        base = _mix(base, white, _step(-v - 0.02, 0.06))
+        angle, radius = np.arctan2(v + 0.03, u + 0.06), np.hypot(u + 0.06, v + 0.03)
+        stripes = _stripes(angle / 6.28, radius, look, 9.0, -0.2) * _step(radius - 0.11, 0.03)
+    elif part == "head":
+        base = _mix(base, white, _step(-v - 0.015, 0.04))
+        stripes = _stripes(v, u, look, 11.0, -0.2) * _step(0.06 - u, 0.04) * _step(v - 0.02, 0.03)
+    else:
+        stripes = np.full(u.shape, float(part == "tuft"))
+    return _mix(base, dark, stripes)
+
+
+def _lion(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    mean = np.array(look.mean)
+    if part == "ruff":
+        rays = np.sin(26 * np.arctan2(v + 0.03, u + 0.06) + look.phase) * 0.03
+        return mean * (0.42, 0.36, 0.33) + rays[..., None]
+    if part == "tuft":
+        return np.broadcast_to(mean * 0.25, plain.shape)
+    if part == "torso":
+        return _mix(plain * 1.06, np.clip(mean * 1.35, 0, 1), _step(0.33 - v, 0.06))
+    if part == "head":
+        muzzle = _step(-v - 0.01, 0.04) * _step(u - 0.07, 0.04)
+        return _mix(plain * 1.08, (0.93, 0.86, 0.74), muzzle)
+    return plain * 1.06
+
+
+def _panda(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    if part in ("front_leg", "rear_leg", "foot", "ear"):
+        black = np.ones(u.shape)
+    elif part == "torso":  # a band over the shoulders
+        black = _step(u - 0.10 - 0.10 * (v - 0.45), 0.03) * _step(0.42 - u, 0.03)
+    elif part == "neck":
+        black = _step(0.12 - u, 0.04)
+    elif part == "head":  # round the eye
+        black = _step(0.052 - np.hypot(0.85 * (u - 0.075), v - 0.035), 0.02)
+    else:
+        black = np.zeros(u.shape)
+    light = np.clip(np.array(look.mean) * 0.25 + 0.72, 0, 0.97)
+    return _mix(np.broadcast_to(light, plain.shape), (0.08, 0.075, 0.08), black)
+
+
+def _bear(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    mean = np.array(look.mean)
+    if part == "head":
+        tan = np.clip(mean * 0.6 + (0.38, 0.30, 0.20), 0, 0.95)
+        return _mix(plain, tan, _step(u - 0.10, 0.03))
+    if part in ("front_leg", "rear_leg"):
+        return _mix(plain, mean * 0.7, _step(v - 0.3, 0.2))
+    if part == "torso":
+        return _mix(plain, np.clip(mean * 1.18, 0, 1), _step(v - 0.54, 0.12))
+    return plain * {"foot": 0.6, "ear": 0.8}.get(part, 1.0)
+
+
+def _bus(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    if part == "hub":
+        return np.broadcast_to(np.array(look.accent) * 0.9, plain.shape)
+    mean = np.array(look.mean)
+    colour = np.broadcast_to(mean, plain.shape)
+    colour = _mix(colour, mean * 0.55, _step(0.125 - v, 0.02))
+    # A row of windows, a livery of two bands below it, a sign above.
+    colour = _mix(colour, look.accent, _box(u, v, -0.6, 0.6, 0.195, 0.265))
+    colour = _mix(colour, look.accent, _box(u, v, -0.6, 0.6, 0.145, 0.165))
+    for i in range(6):
+        u0 = -0.465 + 0.116 * i
+        colour = _mix(colour, _BRIGHT_GLASS, _box(u, v, u0, u0 + 0.082, 0.325, 0.445))
+    return _mix(colour, (0.98, 0.86, 0.35), _box(u, v, -0.46, 0.20, 0.468, 0.492))
+
+
+def _car(part: str, u: Array, v: Array, look: Look, plain: Array) -> Array:
+    if part == "hub":
+        return np.full_like(plain, 0.78)
+    mean = np.array(look.mean)
+    colour = np.broadcast_to(mean, plain.shape)
     colour = _mix(colour, mean * 0.45, _step(0.125 - v, 0.02))
-    slant = _step(0.285 - u - (v - 0.31) * 0.72, 0.02)
+    # Two large windows with a glint, a door with its handle, lamps.
+    windscreen = _step(0.285 - u - (v - 0.31) * 0.72, 0.02)
     for u0, u1 in ((-0.44, -0.11), (-0.075, 0.30)):
-        colour = _mix(colour, _GLASS, _box(u, v, u0, u1, 0.31, 0.465) * slant)
-    colour = _mix(colour, np.clip(_GLASS + 0.25, 0, 1), _box(u - (v - 0.38), v, -0.40, -0.34, 0.32, 0.455))
+        colour = _mix(colour, _GLASS, _box(u, v, u0, u1, 0.31, 0.465) * windscreen)
+    colour = _mix(colour, _GLASS + 0.25, _box(u - (v - 0.38), v, -0.40, -0.34, 0.32, 0.455))
     for u0 in (-0.10, 0.17):
         colour = _mix(colour, mean * 0.4, _box(u, v, u0, u0 + 0.014, 0.13, 0.31))
     colour = _mix(colour, mean * 0.3, _box(u, v, -0.07, -0.01, 0.265, 0.285))
     colour = _mix(colour, (1.0, 0.97, 0.75), _box(u, v, 0.455, 0.53, 0.20, 0.255))
     return _mix(colour, (0.85, 0.12, 0.10), _box(u, v, -0.53, -0.475, 0.24, 0.31))
+
+
+_MARKINGS: dict[str, Callable[[str, Array, Array, Look, Array], Array]] = {
+    "horse": _horse,
+    "zebra": _zebra,
+    "lion": _lion,
+    "tiger": _tiger,
+    "bear": _bear,
+    "giant_panda": _panda,
+    "car": _car,
+    "bus": _bus,
+}
+_UNMARKED = ("eye", "nose", "wheel", "arch")
 
 
 def paint(part: str, u: np.ndarray, v: np.ndarray, look: Look, visibility: float) -> np.ndarray:
@@ -254,7 +285,7 @@ def paint(part: str, u: np.ndarray, v: np.ndarray, look: Look, visibility: float
         (H, W, 3) RGB, 0..1.
     """
     plain = _shared(part, u, v, look)
-    if visibility <= 0:
+    if visibility <= 0 or part in _UNMARKED:
         return plain
-    marked = _marked(part, u, v, look, plain)
+    marked = _MARKINGS[look.name](part, u, v, look, plain)
     return plain + (marked - plain) * visibility

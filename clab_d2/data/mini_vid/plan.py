@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .background import PALETTES
 from .coats import CLASSES, Look, draw_look
 from .shapes import Build, Placement, Pose, area, clip, figure, place
 
@@ -18,7 +19,7 @@ FRAME_KINDS = ("motion_blur", "defocus", "darkness", "fog")
 OCCLUDERS = ("grass", "leaves", "fence")
 
 _ANIMAL_GROUNDS = ("meadow", "savanna", "snow", "shore", "forest")
-_VEHICLE_GROUNDS = ("street", "highway", "highway", "snow", "shore")
+_VEHICLE_GROUNDS = ("street", "highway", "snow", "shore")
 
 _SPLITS = {"train": 0, "val": 1, "det": 2}
 
@@ -31,7 +32,7 @@ class Degradation:
     run: int  # number of the run within the video: consecutive frames share it
     whole: bool  # the whole frame is degraded, not just the object
     angle: float = 0.0  # of motion blur, radians
-    drift: float = 0.0  # frames since the run began
+    age: int = 0  # frames since the run began
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Track:
         parts = figure(CLASSES[self.look.name][1], self.build, self.poses[frame])
         return [place(part.outline, matrix) for part in parts]
 
-    def extent(self, frame: int) -> tuple[float, float, float, float] | None:
+    def extent(self, frame: int) -> tuple[float, float, float, float]:
         """Bounds of the figure in pixels, not clipped."""
         points = np.concatenate(self.polygons(frame))
         (x0, y0), (x1, y1) = points.min(0), points.max(0)
@@ -143,8 +144,12 @@ def _with_overlap(box: Box, y: float, others: list[tuple[Box, float]]) -> Box:
 # --- planning a video -----------------------------------------------------------------------------
 
 # Mean width and height of a figure in local units: what turns a width in pixels into a scale.
-_SPAN = {"equine": (1.32, 1.14), "felid": (1.50, 0.80), "ursid": (1.28, 0.77),
-         "vehicle": (1.03, 0.51)}
+_SPAN = {
+    "equine": (1.32, 1.14),
+    "felid": (1.50, 0.80),
+    "ursid": (1.28, 0.77),
+    "vehicle": (1.03, 0.51),
+}
 _REACH = {"equine": 0.40, "felid": 0.40, "ursid": 0.32, "vehicle": 0.0}
 
 
@@ -193,8 +198,15 @@ def _track(
     speed: str,
     plan: VideoPlan,
     rng: np.random.Generator,
+    crowd: int = 1,
     direction: float | None = None,
 ) -> Track:
+    """One object of class ``name`` that moves slowly, at medium speed or fast.
+
+    Args:
+        crowd: how many objects the video has; more of them are smaller.
+        direction: 1 to the right, -1 to the left, None either.
+    """
     kind = CLASSES[name][1]
     look = draw_look(name, rng)
     build = Build(
@@ -205,7 +217,6 @@ def _track(
     )
     span, tall = _SPAN[kind]
     length, width, height = plan.length, plan.width, plan.height
-    crowd = max(1, len(plan.tracks))
     low, high = (42.0, 108.0) if crowd < 3 else (36.0, 80.0)
     if kind == "equine":
         low, high = low * 0.9, high * 0.85
@@ -231,17 +242,23 @@ def _track(
         growth, rise = rng.uniform(-0.006, 0.008), rng.uniform(-0.10, 0.10)
     else:
         velocity = sign * rng.uniform(0.06, 0.14) * size
-        if rng.random() < 0.5 or length < 12:
+        style = rng.random()
+        if style < 0.35 and length >= 14:
+            # Leaves the frame and comes back.
+            away = rng.uniform(1.0, 4.0) + size / abs(velocity)  # frames
+            middle = rng.uniform(0.35, 0.65) * length
+            x = width / 2 + sign * (width / 2 + abs(velocity) * (away / 2 - np.abs(t - middle)))
+        elif style < 0.65 or length < 14:
             # Passes through; begins partly outside or already in the frame.
             x = width / 2 + velocity * (t - rng.uniform(0.35, 0.65) * length)
-            limit = width / 2 + 0.55 * size
-            # Long gone is dull: turn round outside the frame and come back.
+            limit = width / 2 + 0.3 * size
             phase = np.mod((x - width / 2) + limit, 4 * limit)
             x = width / 2 + np.where(phase < 2 * limit, phase, 4 * limit - phase) - limit
         else:
+            # To and fro.
             reach = rng.uniform(0.30, 0.60) * width
-            turn_rate = abs(velocity) / reach * 1.25
-            x = width / 2 + sign * reach * np.sin(turn_rate * t + rng.uniform(0, 6.28))
+            rate = abs(velocity) / reach * 1.25
+            x = width / 2 + sign * reach * np.sin(rate * t + rng.uniform(0, 6.28))
         growth, rise = rng.uniform(-0.012, 0.015), rng.uniform(-0.2, 0.2)
     factor = np.exp(np.clip(growth * (t - length / 2), -0.35, 0.35))
     factor = np.minimum(factor, 0.98 * height * span / tall / size)
@@ -263,11 +280,13 @@ def _track(
     ground_velocity = np.gradient(x) if length > 1 else np.zeros(1)
     ground_velocity = ground_velocity + (np.gradient(plan.camera.x) if length > 1 else 0.0)
     relative = ground_velocity / np.maximum(scales, 1e-6)
-    heading = np.where(np.abs(relative) < 0.012, 0.0, np.sign(relative))
+    # Of the path, not of a shaking camera.
+    steady = np.convolve(np.pad(relative, 2, mode="edge"), np.ones(5) / 5, mode="valid")
+    heading = np.where(np.abs(steady) < 0.02, 0.0, np.sign(steady))
     # Whoever stands keeps facing where it faced before.
     facing = float(next((h for h in heading if h), sign))
     for i in range(length):
-        if heading[i]:
+        if heading[i] and speed != "slow":
             facing = float(heading[i])
         heading[i] = facing
     turn = np.convolve(np.pad(heading, 2, mode="edge"), np.ones(5) / 5, mode="valid")
@@ -281,7 +300,11 @@ def _track(
         # Wheels roll: an angle of distance over radius, wherever it drives.
         advance = relative * np.sign(turn) / 0.098
     phase = rng.uniform(0, 6.28) + np.cumsum(advance)
-    nod_rate, nod_phase, tail_phase = rng.uniform(0.25, 0.6), rng.uniform(0, 6.28), rng.uniform(0, 6)
+    nod_rate, nod_phase, tail_phase = (
+        rng.uniform(0.25, 0.6),
+        rng.uniform(0, 6.28),
+        rng.uniform(0, 6),
+    )
     nod = (0.02 if speed == "slow" else 0.09) * np.sin(nod_rate * t + nod_phase)
     nod = nod + 0.06 * gait * np.sin(phase * 1.0)
     if speed == "slow":
@@ -311,15 +334,19 @@ def _track(
 
 
 def _degrade(plan: VideoPlan, share: float, rng: np.random.Generator) -> None:
-    """Choose which frames hide what, for the whole frame or for each object by itself."""
+    """Choose which frames hide what, for the whole frame or for each object by itself.
+
+    A ``share`` of the frames, in runs short enough that a clear frame is near: training draws its
+    references from the 9 frames before and after.
+    """
     number = 0
     plan.frame_degradation = [None] * plan.length
-    if rng.random() < 0.45:
+    if (plan.index + plan.index // 8) % 9 < 4:
         for start, end in _runs(plan.length, share, rng):
             kind = str(rng.choice(FRAME_KINDS))
             angle = float(rng.uniform(-0.35, 0.35))
             for i in range(start, end):
-                state = Degradation(kind, number, True, angle, float(i - start))
+                state = Degradation(kind, number, True, angle, i - start)
                 plan.frame_degradation[i] = state
                 for track in plan.tracks:
                     track.degradations[i] = state
@@ -330,7 +357,7 @@ def _degrade(plan: VideoPlan, share: float, rng: np.random.Generator) -> None:
             kind = str(rng.choice(OBJECT_KINDS))
             angle = float(rng.uniform(-0.35, 0.35))
             for i in range(start, end):
-                track.degradations[i] = Degradation(kind, number, False, angle, float(i - start))
+                track.degradations[i] = Degradation(kind, number, False, angle, i - start)
             number += 1
 
 
@@ -363,8 +390,13 @@ def plan_video(seed: int, split: str, index: int) -> VideoPlan:
     kind = CLASSES[primary][1]
     grounds = _VEHICLE_GROUNDS if kind == "vehicle" else _ANIMAL_GROUNDS
     plan = VideoPlan(
-        split, index, key, width, height, length,
-        ground=str(rng.choice(grounds)),
+        split,
+        index,
+        key,
+        width,
+        height,
+        length,
+        ground=grounds[0],
         horizon=float(rng.uniform(0.22, 0.42)),
         camera=_camera(length, width, rng),
         tracks=[],
@@ -383,18 +415,29 @@ def plan_video(seed: int, split: str, index: int) -> VideoPlan:
     # A crowd of one kind of speed would be rare: each object has its own.
     cycle = ("slow", "medium", "fast", "fast", "medium", "slow", "medium", "fast")
     first = cycle[(index + index // len(cycle)) % len(cycle)]
-    plan.tracks = [None] * count  # type: ignore[list-item]  # its length says how crowded it is
-    tracks = []
     crossing = count >= 2 and rng.random() < 0.5
     for i, name in enumerate(chosen):
         speed = first if i == 0 else str(rng.choice(["slow", "medium", "fast"], p=[0.3, 0.4, 0.3]))
         direction = (1.0 if i % 2 == 0 else -1.0) if crossing else None
-        tracks.append(_track(name, speed, plan, rng, direction))
-    plan.tracks = tracks
+        plan.tracks.append(_track(name, speed, plan, rng, count, direction))
     _spread(plan)
-    share = float(rng.uniform(0.36, 0.58)) if rng.random() > 0.06 else 0.0
+    plan.ground = _contrasting([str(g) for g in rng.permutation(grounds)], plan.tracks)
+    share = float(rng.uniform(0.33, 0.52)) if rng.random() > 0.06 else 0.0
     _degrade(plan, share, rng)
     return plan
+
+
+def _contrasting(grounds: list[str], tracks: list[Track]) -> str:
+    """The first landscape in which even the least visible of the objects stands out, or the best.
+
+    Without it, a blurred brown horse would vanish before brown grass.
+    """
+
+    def contrast(ground: str) -> float:
+        colour = np.array(PALETTES[ground].ground)
+        return min(float(np.abs(colour - track.look.mean).sum()) for track in tracks)
+
+    return next((g for g in grounds if contrast(g) > 0.4), max(grounds, key=contrast))
 
 
 def _spread(plan: VideoPlan) -> None:
@@ -413,7 +456,7 @@ def _spread(plan: VideoPlan) -> None:
 
 def plan_still(seed: int, index: int) -> VideoPlan:
     """Plan a DET picture: a single frame, most of them clear, a fifth with two objects."""
-    plan = plan_video(seed + 1, "det", 8 * 1000 + index)
+    plan = plan_video(seed, "det", index)
     rng = np.random.default_rng((*plan.seed, 5))
     middle = plan.length // 2
     tracks = plan.tracks[: 2 if index % 5 == 0 else 1]
@@ -436,8 +479,19 @@ def plan_still(seed: int, index: int) -> VideoPlan:
             if own is not None and own.whole:
                 track.degradations = [None]
     return VideoPlan(
-        "det", index, plan.seed, plan.width, plan.height, 1, plan.ground, plan.horizon,
-        Camera(camera.x[middle : middle + 1], camera.y[middle : middle + 1],
-               camera.zoom[middle : middle + 1]),
-        tracks, [state],
+        "det",
+        index,
+        plan.seed,
+        plan.width,
+        plan.height,
+        1,
+        plan.ground,
+        plan.horizon,
+        Camera(
+            camera.x[middle : middle + 1],
+            camera.y[middle : middle + 1],
+            camera.zoom[middle : middle + 1],
+        ),
+        tracks,
+        [state],
     )

@@ -143,16 +143,33 @@ class _Animal:
 
 EQUINE = _Animal(
     torso=(
-        (0.42, 0.60), (0.27, 0.75), (0.02, 0.70), (-0.27, 0.745), (-0.43, 0.66),
-        (-0.45, 0.52), (-0.24, 0.455), (0.02, 0.415), (0.26, 0.43), (0.40, 0.48),
+        (0.42, 0.60),
+        (0.27, 0.75),
+        (0.02, 0.70),
+        (-0.27, 0.745),
+        (-0.43, 0.66),
+        (-0.45, 0.52),
+        (-0.24, 0.455),
+        (0.02, 0.415),
+        (0.26, 0.43),
+        (0.40, 0.48),
     ),
     neck=((0.29, 0.62), (0.56, 0.95)),
     neck_widths=(0.32, 0.155),
     head_at=(0.56, 0.96),
     head_angle=-0.72,
     head=(
-        (-0.07, 0.03), (0.00, 0.085), (0.10, 0.075), (0.22, 0.05), (0.31, 0.045), (0.345, 0.0),
-        (0.31, -0.05), (0.20, -0.055), (0.10, -0.10), (0.00, -0.10), (-0.07, -0.05),
+        (-0.07, 0.03),
+        (0.00, 0.085),
+        (0.10, 0.075),
+        (0.22, 0.05),
+        (0.31, 0.045),
+        (0.345, 0.0),
+        (0.31, -0.05),
+        (0.20, -0.055),
+        (0.10, -0.10),
+        (0.00, -0.10),
+        (-0.07, -0.05),
     ),
     ear=((-0.045, 0.05), (-0.075, 0.17), (0.025, 0.075)),
     far_ear_shift=(0.03, 0.0),
@@ -172,16 +189,32 @@ EQUINE = _Animal(
 
 FELID = _Animal(
     torso=(
-        (0.40, 0.44), (0.30, 0.56), (0.05, 0.53), (-0.25, 0.56), (-0.44, 0.52),
-        (-0.47, 0.38), (-0.30, 0.295), (-0.05, 0.27), (0.22, 0.25), (0.38, 0.30),
+        (0.40, 0.44),
+        (0.30, 0.56),
+        (0.05, 0.53),
+        (-0.25, 0.56),
+        (-0.44, 0.52),
+        (-0.47, 0.38),
+        (-0.30, 0.295),
+        (-0.05, 0.27),
+        (0.22, 0.25),
+        (0.38, 0.30),
     ),
     neck=((0.30, 0.44), (0.50, 0.56)),
     neck_widths=(0.27, 0.22),
     head_at=(0.53, 0.575),
     head_angle=-0.12,
     head=(
-        (-0.10, 0.06), (-0.03, 0.125), (0.07, 0.115), (0.115, 0.045), (0.19, 0.03), (0.215, -0.02),
-        (0.19, -0.075), (0.10, -0.10), (0.0, -0.115), (-0.09, -0.07),
+        (-0.10, 0.06),
+        (-0.03, 0.125),
+        (0.07, 0.115),
+        (0.115, 0.045),
+        (0.19, 0.03),
+        (0.215, -0.02),
+        (0.19, -0.075),
+        (0.10, -0.10),
+        (0.0, -0.115),
+        (-0.09, -0.07),
     ),
     ear=((-0.075, 0.09), (-0.085, 0.165), (-0.03, 0.185), (0.01, 0.12)),
     far_ear_shift=(0.085, -0.005),
@@ -201,16 +234,33 @@ FELID = _Animal(
 
 URSID = _Animal(
     torso=(
-        (0.41, 0.50), (0.30, 0.66), (0.12, 0.70), (-0.12, 0.655), (-0.34, 0.64), (-0.50, 0.50),
-        (-0.51, 0.33), (-0.36, 0.22), (-0.05, 0.19), (0.25, 0.20), (0.40, 0.32),
+        (0.41, 0.50),
+        (0.30, 0.66),
+        (0.12, 0.70),
+        (-0.12, 0.655),
+        (-0.34, 0.64),
+        (-0.50, 0.50),
+        (-0.51, 0.33),
+        (-0.36, 0.22),
+        (-0.05, 0.19),
+        (0.25, 0.20),
+        (0.40, 0.32),
     ),
     neck=((0.28, 0.49), (0.49, 0.54)),
     neck_widths=(0.36, 0.27),
     head_at=(0.52, 0.53),
     head_angle=-0.18,
     head=(
-        (-0.15, 0.05), (-0.08, 0.15), (0.04, 0.16), (0.12, 0.075), (0.21, 0.045), (0.245, -0.015),
-        (0.21, -0.08), (0.10, -0.115), (-0.03, -0.15), (-0.14, -0.09),
+        (-0.15, 0.05),
+        (-0.08, 0.15),
+        (0.04, 0.16),
+        (0.12, 0.075),
+        (0.21, 0.045),
+        (0.245, -0.015),
+        (0.21, -0.08),
+        (0.10, -0.115),
+        (-0.03, -0.15),
+        (-0.14, -0.09),
     ),
     ear=((-0.115, 0.10), (-0.135, 0.185), (-0.075, 0.225), (-0.02, 0.19), (-0.025, 0.12)),
     far_ear_shift=(0.105, -0.015),
@@ -246,7 +296,13 @@ def _leg(
     ankle[1] = max(ankle[1], 0.0)
     w0, w1, w2 = (w * limb for w in animal.leg_widths)
     leg = ribbon(
-        [start, start + 0.55 * (knee - start), knee, knee + 0.6 * (ankle - knee), ankle + (0, 0.01)],
+        [
+            start,
+            start + 0.55 * (knee - start),
+            knee,
+            knee + 0.6 * (ankle - knee),
+            np.add(ankle, (0, 0.01)),
+        ],
         [w0, 0.72 * w0 + 0.28 * w1, w1, w2, w2],
     )
     leg[:, 1] = np.maximum(leg[:, 1], 0.0)
@@ -254,8 +310,10 @@ def _leg(
     base = ankle[1]
     foot = smooth(
         [
-            (ankle[0] - 0.45 * fl, base), (ankle[0] - 0.40 * fl, base + fh),
-            (ankle[0] + 0.25 * fl, base + fh), (ankle[0] + 0.62 * fl, base + 0.4 * fh),
+            (ankle[0] - 0.45 * fl, base),
+            (ankle[0] - 0.40 * fl, base + fh),
+            (ankle[0] + 0.25 * fl, base + fh),
+            (ankle[0] + 0.62 * fl, base + 0.4 * fh),
             (ankle[0] + 0.62 * fl, base),
         ],
         steps=3,
@@ -319,14 +377,23 @@ def _animal(animal: _Animal, build: Build, pose: Pose) -> list[Part]:
     if animal.crest:
         normal = np.array([-along[1], along[0]])
         w0, w1 = animal.neck_widths
-        spine = [neck0 + 0.40 * w0 * normal + 0.1 * along, (neck0 + neck1) / 2 + 0.30 * (w0 + w1)
-                 * normal, neck1 + 0.48 * w1 * normal, neck1 + 0.07 * along + 0.35 * w1 * normal]
-        parts.append(Part("mane", ribbon(spine, [0.05, 0.10, 0.09, 0.05]), tuple(neck0),
-                          _pair(neck_axes)))
-    neck = ribbon([neck0, (neck0 + neck1) / 2, neck1],
-                  [animal.neck_widths[0], sum(animal.neck_widths) * 0.47, animal.neck_widths[1]])
+        spine = [
+            neck0 + 0.40 * w0 * normal + 0.1 * along,
+            (neck0 + neck1) / 2 + 0.30 * (w0 + w1) * normal,
+            neck1 + 0.48 * w1 * normal,
+            neck1 + 0.07 * along + 0.35 * w1 * normal,
+        ]
+        parts.append(
+            Part("mane", ribbon(spine, [0.05, 0.10, 0.09, 0.05]), tuple(neck0), _pair(neck_axes))
+        )
+    neck = ribbon(
+        [neck0, (neck0 + neck1) / 2, neck1],
+        [animal.neck_widths[0], sum(animal.neck_widths) * 0.47, animal.neck_widths[1]],
+    )
     parts.append(Part("neck", neck, tuple(map(float, neck0)), _pair(neck_axes)))
-    parts.append(Part("torso", smooth(np.asarray(animal.torso) * body), axes=_pair(np.diag(1 / body))))
+    parts.append(
+        Part("torso", smooth(np.asarray(animal.torso) * body), axes=_pair(np.diag(1 / body)))
+    )
     leg(front=False, far=False)
     leg(front=True, far=False)
     if animal.ruff:
@@ -345,9 +412,23 @@ def _animal(animal: _Animal, build: Build, pose: Pose) -> list[Part]:
 
 
 _VEHICLE_BODY = (
-    (-0.50, 0.12), (-0.505, 0.30), (-0.495, 0.44), (-0.46, 0.49), (-0.30, 0.505), (0.0, 0.505),
-    (0.18, 0.495), (0.26, 0.46), (0.37, 0.315), (0.46, 0.285), (0.50, 0.25), (0.515, 0.16),
-    (0.50, 0.10), (0.30, 0.085), (0.0, 0.085), (-0.30, 0.085), (-0.48, 0.09),
+    (-0.50, 0.12),
+    (-0.505, 0.30),
+    (-0.495, 0.44),
+    (-0.46, 0.49),
+    (-0.30, 0.505),
+    (0.0, 0.505),
+    (0.18, 0.495),
+    (0.26, 0.46),
+    (0.37, 0.315),
+    (0.46, 0.285),
+    (0.50, 0.25),
+    (0.515, 0.16),
+    (0.50, 0.10),
+    (0.30, 0.085),
+    (0.0, 0.085),
+    (-0.30, 0.085),
+    (-0.48, 0.09),
 )
 WHEELS = (-0.30, 0.30)
 WHEEL_RADIUS = 0.098
@@ -359,8 +440,11 @@ def _vehicle(build: Build, pose: Pose) -> list[Part]:
     axes = _pair(np.diag(1 / stretch))
     origin = (0.0, float(bounce[1]))
     parts = [
-        Part("wheel", ellipse(x * build.length + 0.03, WHEEL_RADIUS, WHEEL_RADIUS, WHEEL_RADIUS),
-             shade=0.6)
+        Part(
+            "wheel",
+            ellipse(x * build.length + 0.03, WHEEL_RADIUS, WHEEL_RADIUS, WHEEL_RADIUS),
+            shade=0.6,
+        )
         for x in WHEELS
     ]
     body = smooth(np.asarray(_VEHICLE_BODY) * stretch) + bounce
@@ -373,8 +457,14 @@ def _vehicle(build: Build, pose: Pose) -> list[Part]:
         parts.append(Part("arch", arch, centre))
         tyre = ellipse(*centre, WHEEL_RADIUS, WHEEL_RADIUS)
         parts.append(Part("wheel", tyre, centre, spin))
-        parts.append(Part("hub", ellipse(*centre, WHEEL_RADIUS * 0.5, WHEEL_RADIUS * 0.5, points=12),
-                          centre, spin))
+        parts.append(
+            Part(
+                "hub",
+                ellipse(*centre, WHEEL_RADIUS * 0.5, WHEEL_RADIUS * 0.5, points=12),
+                centre,
+                spin,
+            )
+        )
     return parts
 
 
@@ -392,8 +482,13 @@ def figure(kind: str, build: Build, pose: Pose) -> list[Part]:
         parts = _animal({"equine": EQUINE, "felid": FELID, "ursid": URSID}[kind], build, pose)
     if pose.lift:
         parts = [
-            Part(p.name, p.outline + (0.0, pose.lift), (p.origin[0], p.origin[1] + pose.lift),
-                 p.axes, p.shade)
+            Part(
+                p.name,
+                np.add(p.outline, (0.0, pose.lift)),
+                (p.origin[0], p.origin[1] + pose.lift),
+                p.axes,
+                p.shade,
+            )
             for p in parts
         ]
     return parts
@@ -406,8 +501,12 @@ def place(outline: Points, matrix: np.ndarray) -> Points:
 
 def clip(polygon: Points, width: float, height: float) -> Points:
     """The part of ``polygon`` inside the picture (Sutherland-Hodgman); (0, 2) if there is none."""
-    for axis, limit, keep_below in ((0, 0.0, False), (0, width, True), (1, 0.0, False),
-                                    (1, height, True)):
+    for axis, limit, keep_below in (
+        (0, 0.0, False),
+        (0, width, True),
+        (1, 0.0, False),
+        (1, height, True),
+    ):
         if len(polygon) == 0:
             break
         value = polygon[:, axis]

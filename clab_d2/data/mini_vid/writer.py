@@ -6,11 +6,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 
 from clab_d2.errors import DataError
-from clab_d2.evaluation.motion_iou import motion_iou_from_tracks, motion_speed
-from clab_d2.evaluation.motion_iou import SPEED_NAMES
 
+from .background import make_background
 from .coats import CLASSES
 from .plan import Box, VideoPlan, plan_still, plan_video
-from .scene import make_background, render
+from .scene import render
+from .summary import VideoRecord, contact_sheet, describe
 
 #: Raise it whenever the same seed would give other files.
-VERSION = 2
+VERSION = 3
 STATS_FILE = "mini_vid.json"
 _QUALITY = 90
 
@@ -40,18 +40,6 @@ class Size:
     stills: int = 128
 
 
-@dataclass
-class VideoRecord:
-    """What is known of a video (or still) once it is made."""
-
-    name: str  # path below Data/VID or Data/DET
-    width: int
-    height: int
-    boxes: list[list[Box]]  # one list a frame
-    degradations: list[list[str | None]]  # a list a track, an entry a frame
-    thumbnails: list[np.ndarray] = field(default_factory=list)
-
-
 def video_name(split: str, index: int) -> str:
     if split == "train":
         return f"train/ILSVRC2015_VID_train_0000/ILSVRC2015_train_{index:08d}"
@@ -63,26 +51,40 @@ def still_name(plan: VideoPlan, index: int) -> str:
     return f"train/ILSVRC2013_train/{wnid}/{wnid}_{index}"
 
 
-def frame_xml(folder: str, filename: str, width: int, height: int, boxes: list[Box],
-              tracked: bool) -> str:
+def frame_xml(
+    folder: str, filename: str, width: int, height: int, boxes: list[Box], tracked: bool
+) -> str:
     """An annotation in ILSVRC's own form. DET has no track, occlusion or generated flag."""
     lines = [
-        "<annotation>", f"\t<folder>{folder}</folder>", f"\t<filename>{filename}</filename>",
-        "\t<source>", "\t\t<database>ILSVRC_2015</database>", "\t</source>",
-        "\t<size>", f"\t\t<width>{width}</width>", f"\t\t<height>{height}</height>", "\t</size>",
+        "<annotation>",
+        f"\t<folder>{folder}</folder>",
+        f"\t<filename>{filename}</filename>",
+        "\t<source>",
+        "\t\t<database>ILSVRC_2015</database>",
+        "\t</source>",
+        "\t<size>",
+        f"\t\t<width>{width}</width>",
+        f"\t\t<height>{height}</height>",
+        "\t</size>",
     ]
     for box in boxes:
         lines.append("\t<object>")
         if tracked:
             lines.append(f"\t\t<trackid>{box.track}</trackid>")
         lines += [
-            f"\t\t<name>{CLASSES[box.name][0]}</name>", "\t\t<bndbox>",
-            f"\t\t\t<xmax>{box.xmax}</xmax>", f"\t\t\t<xmin>{box.xmin}</xmin>",
-            f"\t\t\t<ymax>{box.ymax}</ymax>", f"\t\t\t<ymin>{box.ymin}</ymin>", "\t\t</bndbox>",
+            f"\t\t<name>{CLASSES[box.name][0]}</name>",
+            "\t\t<bndbox>",
+            f"\t\t\t<xmax>{box.xmax}</xmax>",
+            f"\t\t\t<xmin>{box.xmin}</xmin>",
+            f"\t\t\t<ymax>{box.ymax}</ymax>",
+            f"\t\t\t<ymin>{box.ymin}</ymin>",
+            "\t\t</bndbox>",
         ]
         if tracked:
-            lines += [f"\t\t<occluded>{int(box.occluded)}</occluded>",
-                      "\t\t<generated>0</generated>"]
+            lines += [
+                f"\t\t<occluded>{int(box.occluded)}</occluded>",
+                "\t\t<generated>0</generated>",
+            ]
         lines.append("\t</object>")
     lines.append("</annotation>")
     return "\n".join(lines) + "\n"
@@ -110,7 +112,10 @@ def make_video(root: Path, plan: VideoPlan, name: str, still: bool = False) -> V
         plan.ground, plan.width, plan.height, plan.horizon, np.random.default_rng([*plan.seed, 6])
     )
     record = VideoRecord(
-        name, plan.width, plan.height, [],
+        name,
+        plan.width,
+        plan.height,
+        [],
         [[None if d is None else d.kind for d in track.degradations] for track in plan.tracks],
     )
     for frame in range(plan.length):
@@ -136,148 +141,18 @@ def _job(job: tuple[str, int, str, int]) -> VideoRecord:
     return make_video(Path(root), plan_video(seed, split, index), video_name(split, index))
 
 
-# --- figures ---------------------------------------------------------------------------------------
-
-
-def speeds_of(records: list[VideoRecord]) -> Counter[str]:
-    """How many annotated objects are slow, medium and fast."""
-    rows = [
-        (video, box.track, frame, box.xmin, box.ymin, box.xmax, box.ymax)
-        for video, record in enumerate(records)
-        for frame, boxes in enumerate(record.boxes)
-        for box in boxes
-    ]
-    table = np.array(rows, dtype=np.int64).reshape(-1, 7)
-    values = motion_iou_from_tracks(table[:, 0], table[:, 1], table[:, 2], table[:, 3:])
-    return Counter(SPEED_NAMES[i] for i in motion_speed(values))
-
-
-def describe(records: list[VideoRecord], stills: bool = False) -> dict[str, Any]:
-    """Counts and shares of a split."""
-    per_class: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    frames = degraded = objects = hidden = 0
-    for record in records:
-        frames += len(record.boxes)
-        for frame, boxes in enumerate(record.boxes):
-            states = [record.degradations[b.track][frame] for b in boxes]
-            degraded += any(s is not None for s in states)
-            hidden += sum(s is not None for s in states)
-            objects += len(boxes)
-            per_class.update(b.name for b in boxes)
-            kinds.update(s for s in states if s is not None)
-    result: dict[str, Any] = {
-        "videos": len(records), "frames": frames, "objects": objects,
-        "objects_per_class": {name: per_class[name] for name in sorted(per_class)},
-        "degraded_frames": round(degraded / max(frames, 1), 4),
-        "degraded_objects": round(hidden / max(objects, 1), 4),
-        "degradations": {kind: kinds[kind] for kind in sorted(kinds)},
-    }
-    if not stills:
-        speeds = speeds_of(records)
-        result["speed"] = {
-            k: round(speeds[k] / max(objects, 1), 4) for k in ("slow", "medium", "fast")
-        }
-    return result
-
-
-def line_of(split: str, facts: dict[str, Any]) -> str:
-    """The line printed for a split."""
-    classes = ", ".join(f"{name} {n}" for name, n in facts["objects_per_class"].items())
-    what = "pictures" if split == "det" else "videos"
-    text = f"{split}: {facts['videos']} {what}, {facts['frames']} frames, {facts['objects']} objects"
-    text += f" ({classes})"
-    if "speed" in facts:
-        speed = facts["speed"]
-        text += "; " + ", ".join(f"{k} {100 * v:.0f}%" for k, v in speed.items())
-    return text + f"; {100 * facts['degraded_frames']:.0f}% of frames degraded"
-
-
-# --- the contact sheet -----------------------------------------------------------------------------
-
-
-def _labelled(picture: np.ndarray, boxes: list[Box], note: str, size: tuple[int, int],
-              scale: int = 2) -> np.ndarray:
-    width, height = size
-    tile = np.full((height * scale + 18, width * scale, 3), 24, np.uint8)
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    for box in boxes:
-        cv2.rectangle(picture, (box.xmin * scale, box.ymin * scale),
-                      ((box.xmax + 1) * scale - 1, (box.ymax + 1) * scale - 1), (255, 220, 60), 1)
-    h, w = min(picture.shape[0], height * scale), min(picture.shape[1], width * scale)
-    tile[18 : 18 + h, :w] = picture[:h, :w]
-    cv2.putText(tile, note, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.40, (235, 235, 235), 1,
-                cv2.LINE_AA)
-    return tile
-
-
-def contact_sheet(root: Path, records: list[VideoRecord], columns: int = 5) -> np.ndarray:
-    """A row for each class: one of its videos, clear and degraded frames, boxes drawn in."""
-    rows: list[np.ndarray] = []
-    scale = 1
-    for name in CLASSES:
-        def worth(record: VideoRecord, name: str = name) -> tuple[int, bool, int]:
-            kinds = {k for boxes, f in zip(record.boxes, range(len(record.boxes)), strict=True)
-                     for b in boxes if b.name == name
-                     for k in [record.degradations[b.track][f]]}
-            size = max((b.xmax - b.xmin for boxes in record.boxes for b in boxes if b.name == name),
-                       default=0)
-            # Alone is easiest to judge by eye.
-            return min(len(kinds), 4), len(record.degradations) == 1, size
-
-        record = max(records, key=worth)
-        if worth(record)[0] == 0:
-            continue
-        frames = _telling_frames(record, name, columns)
-        tiles = []
-        for frame in frames:
-            path = root / "Data" / "VID" / record.name / f"{frame:06d}.JPEG"
-            data = np.frombuffer(path.read_bytes(), np.uint8)
-            picture = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].copy()
-            states = [f"{b.name}: {record.degradations[b.track][frame] or 'clear'}"
-                      for b in record.boxes[frame]]
-            note = f"{frame} " + (", ".join(states) or "nobody")
-            tiles.append(_labelled(picture, record.boxes[frame], note, (200, 136), scale + 1))
-        while len(tiles) < columns:
-            tiles.append(np.full_like(tiles[0], 24))
-        rows.append(np.concatenate(tiles, axis=1))
-    if not rows:
-        return np.zeros((1, 1, 3), np.uint8)
-    return np.concatenate(rows, axis=0)
-
-
-def _telling_frames(record: VideoRecord, name: str, count: int) -> list[int]:
-    """Frames of a video in order: at least two clear ones, and one of each degradation."""
-    by_kind: dict[str | None, list[int]] = {}
-    for frame, boxes in enumerate(record.boxes):
-        for box in boxes:
-            if box.name == name:
-                by_kind.setdefault(record.degradations[box.track][frame], []).append(frame)
-                break
-    clear = by_kind.pop(None, [])
-    chosen = {f[len(f) // 2] for f in list(by_kind.values())[: count - 1]}
-    for i in range(count):
-        if len(chosen) >= count or not clear:
-            break
-        chosen.add(clear[round(i * (len(clear) - 1) / max(count - 1, 1))])
-    rest = [f for f in range(len(record.boxes)) if f not in chosen]
-    while len(chosen) < count and rest:
-        chosen.add(rest.pop(0))
-    return sorted(chosen)[:count]
-
-
-# --- the whole --------------------------------------------------------------------------------------
-
-
-def _write_lists(root: Path, train: list[VideoRecord], val: list[VideoRecord],
-                 stills: list[VideoRecord]) -> None:
+def _write_lists(
+    root: Path, train: list[VideoRecord], val: list[VideoRecord], stills: list[VideoRecord]
+) -> None:
     lists = root / "Lists"
     lists.mkdir(parents=True)
-    rows = [f"{r.name} 1 {frame} {len(r.boxes)}" for r in train for frame in
-            train_frames(len(r.boxes))]
+    rows = [
+        f"{r.name} 1 {frame} {len(r.boxes)}" for r in train for frame in train_frames(len(r.boxes))
+    ]
     (lists / "VID_train_15frames.txt").write_text("\n".join(rows) + "\n")
     (lists / "VID_val_videos.txt").write_text(
-        "".join(f"{r.name} 1 0 {len(r.boxes)}\n" for r in val))
+        "".join(f"{r.name} 1 0 {len(r.boxes)}\n" for r in val)
+    )
     (lists / "DET_train_30classes.txt").write_text("".join(f"{r.name} 1\n" for r in stills))
 
 
@@ -337,6 +212,18 @@ def _context() -> multiprocessing.context.BaseContext:
     return multiprocessing.get_context("fork" if "fork" in methods else "spawn")
 
 
+def _quiet() -> None:
+    """A worker leaves Ctrl-C to its parent, which ends it, and ends as any process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def make(
     output: str | os.PathLike[str],
     seed: int = 0,
@@ -366,24 +253,29 @@ def make(
     facts = existing(output, seed, size)
     if facts is not None:
         return facts
-    jobs = max(1, jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-               else os.cpu_count() or 1)
+    jobs = jobs or _cores()
     with _whole_folder(output) as root:
-        todo = [(str(root), seed, split, i)
-                for split, count in (("train", size.train), ("val", size.val), ("det", size.stills))
-                for i in range(count)]
+        todo = [
+            (str(root), seed, split, i)
+            for split, count in (("train", size.train), ("val", size.val), ("det", size.stills))
+            for i in range(count)
+        ]
         records: list[VideoRecord] = []
-        with _context().Pool(jobs) as pool:
+        with _context().Pool(jobs, _quiet) as pool:
             for record in pool.imap(_job, todo, chunksize=max(1, min(4, len(todo) // (4 * jobs)))):
                 records.append(record)
                 if progress is not None:
                     progress(len(records), len(todo))
-        parts = {"train": records[: size.train],
-                 "val": records[size.train : size.train + size.val],
-                 "det": records[size.train + size.val :]}
+        parts = {
+            "train": records[: size.train],
+            "val": records[size.train : size.train + size.val],
+            "det": records[size.train + size.val :],
+        }
         _write_lists(root, parts["train"], parts["val"], parts["det"])
         facts = {
-            "version": VERSION, "seed": seed, "size": vars(size),
+            "version": VERSION,
+            "seed": seed,
+            "size": vars(size),
             "splits": {k: describe(v, stills=k == "det") for k, v in parts.items()},
             "degradations": {r.name: r.degradations for k in parts for r in parts[k]},
         }
@@ -395,4 +287,3 @@ def make(
         if convert is not None:
             convert(root, root / "annotations")
     return facts
-
