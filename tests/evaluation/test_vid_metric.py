@@ -133,6 +133,34 @@ def test_detection_of_an_object_of_another_speed_does_not_count():
     assert np.isnan(ap["medium"])
 
 
+def test_most_overlapped_object_is_taken_even_if_it_is_ignored():
+    # The detection is the slow object's own, and overlaps the fast one by 8 / 12.
+    ap = one_class([(0, 0, 10), (0, 2, 10)], [(0, 0, 10, 0.9)], motion=[0.95, 0.5])
+    assert ap["slow"] == 1.0
+    assert ap["fast"] == 0.0
+    assert ap["all"] == 0.5
+
+
+def test_of_equal_overlaps_the_object_that_counts_is_taken():
+    boxes = [(0, 0, 10), (0, 0, 10)]
+    for motion in ([0.95, 0.5], [0.5, 0.95]):
+        ap = one_class(boxes, [(0, 0, 10, 0.9)], motion=motion)
+        assert ap["slow"] == ap["fast"] == 1.0
+
+
+def test_false_alarm_among_objects_of_several_speeds_is_shared():
+    gt = [(0, 0, 10), (0, 100, 10), (0, 200, 10)]
+    # It overlaps none: the objects of other speeds are 2 of 3 for fast, 1 of 3 for slow.
+    dt = [(0, 50, 10, 0.9), *((0, x, 10, 0.5) for _, x, _ in gt)]
+    ap = one_class(gt, dt, motion=[0.5, 0.95, 0.95])
+    assert ap["fast"] == pytest.approx(1 / (1 + 2 / 3))
+    assert ap["slow"] == pytest.approx(2 / (2 + 1 / 3))
+    # One that overlaps a slow object a little is slow's false alarm alone.
+    ap = one_class(gt, [(0, 108, 10, 0.9), *dt[1:]], motion=[0.5, 0.95, 0.95])
+    assert ap["fast"] == 1.0
+    assert ap["slow"] == pytest.approx(2 / 3)
+
+
 def test_detection_in_a_frame_without_the_class_is_shared_among_speeds():
     gt = [(0, 0, 10), (1, 0, 10), (2, 0, 10), (3, 0, 10)]
     ap = one_class(gt, [(9, 0, 10, 0.9), (0, 0, 10, 0.8)], motion=[0.5, 0.95, 0.95, 0.95])
