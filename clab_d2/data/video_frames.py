@@ -173,8 +173,9 @@ class VideoFrameReader:
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
-        # A container inherited through a fork belongs to the parent: leave it alone.
-        if self._container is not None and self._process == os.getpid():
+        if self._process not in (-1, os.getpid()):
+            _of_parent_process.append((self._container, self._stream, self._frames, self._ahead))
+        elif self._container is not None:
             self._container.close()
         self._process = -1
         self._container = self._stream = self._frames = self._ahead = self._last = None
@@ -192,7 +193,9 @@ class VideoFrameReader:
         return state
 
     def _open(self) -> None:
-        # After a fork the parent's container must be neither used nor closed here.
+        if self._process not in (-1, os.getpid()):
+            # Opened before a fork: to close it here would wait for threads of the parent's.
+            _of_parent_process.append((self._container, self._stream, self._frames, self._ahead))
         self._container, self._stream = _open_container(self.path, self._threads)
         self._process = os.getpid()
         self._next, self._sought, self._last = 0, False, None
@@ -305,6 +308,8 @@ def read_video_frame(file_name: str) -> np.ndarray:
         raise DataError(f"{error} (asked for by {file_name}): correct the annotations") from None
 
 
+_of_parent_process: list[Any] = []
+
 _MAX_OPEN_VIDEOS = 8
 _open_videos = threading.local()
 
@@ -376,7 +381,12 @@ def _decoded_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
 
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
+    try:
+        # One thread: a reader in a data-loading worker has one core, and FFmpeg's threads would
+        # not survive a fork.
+        image = frame.to_ndarray(format="rgb24", threads=1)
+    except TypeError:  # an older PyAV, which knows no other way
+        image = frame.to_ndarray(format="rgb24")
     # Phones store the sensor's orientation and ask the player to turn it (counter-clockwise).
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image

@@ -1,0 +1,258 @@
+"""Random access to frames of video files: always what playing the file gives."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from encoded_videos import encode, moving_pictures, play
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clab_d2.data import video_frames
+from clab_d2.data.video_frames import VideoFrameReader, read_video_frame, split_frame_name
+from clab_d2.errors import DataError
+
+NUM_FRAMES = 50
+
+# name -> (file name, how it is encoded)
+KINDS = {
+    "b-frames": ("a.mp4", {}),
+    "matroska": ("a.mkv", {}),
+    "open groups of pictures": (
+        "a.mp4",
+        {"options": {"x264-params": "open-gop=1:b-pyramid=2:keyint=12"}},
+    ),
+    "rolling refresh without key frames": (
+        "a.mp4",
+        {"options": {"x264-params": "intra-refresh=1:keyint=12"}},
+    ),
+    "one key frame": ("a.mp4", {"keyframe_every": 1000}),
+    "mpeg4": ("a.mp4", {"codec": "mpeg4"}),
+    "vp8 with hidden frames": (
+        "a.webm",
+        {
+            "codec": "libvpx",
+            "b_frames": 0,
+            "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"},
+        },
+    ),
+    "uneven times": ("a.mkv", {"times": [n + n * n // 9 for n in range(NUM_FRAMES)]}),
+    "without times": ("a.avi", {"codec": "mpeg4", "b_frames": 0}),
+    "transport stream": ("a.ts", {}),
+    "motion jpeg": ("a.avi", {"codec": "mjpeg", "b_frames": 0}),
+}
+
+
+def make(folder: Path, kind: str) -> Path:
+    name, how = KINDS[kind]
+    codec = how.get("codec", "libx264")
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build of PyAV has no {codec}")
+    return encode(folder / name, moving_pictures(NUM_FRAMES), **how)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_order_gives_the_frames_of_playing(kind: str, tmp_path: Path) -> None:
+    path = make(tmp_path, kind)
+    played = play(path)
+    reader = VideoFrameReader(path)
+    assert len(reader) == len(played) == NUM_FRAMES
+    order = list(range(NUM_FRAMES)) * 2
+    random.Random(3).shuffle(order)
+    for index in [*order, *range(NUM_FRAMES), *reversed(range(NUM_FRAMES))]:
+        np.testing.assert_array_equal(reader.read(index), played[index], err_msg=f"{index}")
+
+
+@pytest.fixture(scope="module")
+def b_frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[VideoFrameReader, list[np.ndarray]]:
+    path = make(tmp_path_factory.mktemp("video"), "b-frames")
+    return VideoFrameReader(path), play(path)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(order=st.lists(st.integers(0, NUM_FRAMES - 1), min_size=1, max_size=12))
+def test_any_walk_gives_the_frames_of_playing(
+    b_frames: tuple[VideoFrameReader, list[np.ndarray]], order: list[int]
+) -> None:
+    reader, played = b_frames
+    for index in order:
+        np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_a_result_belongs_to_the_caller(b_frames) -> None:
+    reader, played = b_frames
+    reader.read(7)[:] = 0
+    np.testing.assert_array_equal(reader.read(7), played[7])
+
+
+def test_reading_forwards_decodes_each_frame_once(tmp_path: Path, monkeypatch) -> None:
+    reader = VideoFrameReader(make(tmp_path, "b-frames"))
+    seeks = []
+    monkeypatch.setattr(
+        VideoFrameReader, "_seek", lambda self, *args: pytest.fail(f"sought {args}; {seeks}")
+    )
+    for index in range(NUM_FRAMES):
+        reader.read(index)
+
+
+def test_out_of_range(b_frames) -> None:
+    reader, _ = b_frames
+    for index in (-1, NUM_FRAMES):
+        with pytest.raises(IndexError, match=f"no frame {index}; the video has frames 0 to 49"):
+            reader.read(index)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_a_turned_phone_gives_upright_frames(degrees: int, tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", moving_pictures(3), rotation=degrees)
+    reader = VideoFrameReader(path)
+    _, upright = cv2.VideoCapture(str(path)).read()  # OpenCV turns by itself
+    assert (reader.height, reader.width) == upright.shape[:2]
+    difference = np.abs(reader.read(0).astype(int) - upright[:, :, ::-1])
+    assert difference.max() <= 3
+
+
+def test_reads_in_a_forked_process(b_frames) -> None:
+    reader, played = b_frames
+    reader.read(20)
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        good = all(np.array_equal(reader.read(i), played[i]) for i in (21, 3, 40))
+        os.write(write_end, b"1" if good else b"0")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read_end, 1) == b"1"
+    for index in (21, 22, 5):  # the child has not moved the parent's place in the file
+        np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_pickles_without_its_open_file(b_frames) -> None:
+    reader, played = b_frames
+    reader.read(4)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).read(30), played[30])
+
+
+def test_damage_costs_the_damaged_frames_only(tmp_path: Path) -> None:
+    # Motion JPEG: each frame stands alone, so it is known which ones are hit.
+    path = encode(tmp_path / "a.mp4", moving_pictures(20), codec="mjpeg", b_frames=0)
+    played = play(path)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content = bytearray(path.read_bytes())
+    for number in (6, 7):
+        position, size = packets[number]
+        content[position : position + size] = bytes(size)
+    path.write_bytes(content)
+    reader = VideoFrameReader(path)
+    assert len(reader) == 20
+    for index in [*range(20), 12, 6, 3, 7, 8]:
+        if index in (6, 7):
+            with pytest.raises(DataError, match=f"a.mp4#{index}: the frame cannot be decoded"):
+                reader.read(index)
+        else:
+            np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_a_file_cut_off_gives_what_it_has(tmp_path: Path) -> None:
+    path = make(tmp_path, "matroska")
+    played = play(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    reader = VideoFrameReader(path)
+    assert 5 < len(reader) < NUM_FRAMES
+    np.testing.assert_array_equal(reader.read(5), played[5])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such video file; check the path"),
+        (b"", "cannot be opened as a video"),
+        (b"not a video" * 100, "cannot be opened as a video"),
+    ],
+)
+def test_what_is_no_video_is_told_in_one_line(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        VideoFrameReader(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_sound_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    with pytest.raises(DataError, match="holds no video stream"):
+        VideoFrameReader(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("a/b.mp4#12", ("a/b.mp4", 12)),
+        ("a#b.MOV#0", ("a#b.MOV", 0)),
+        ("a/b.mp4", None),
+        ("a/b.mp4#x", None),
+        ("a/b.mp4#-1", None),
+        ("a/b#12.jpg", None),
+        ("a/b.jpg#12", None),
+    ],
+)
+def test_names_of_frames(name: str, parts: tuple[str, int] | None) -> None:
+    assert split_frame_name(name) == parts
+
+
+def test_read_by_name_keeps_few_files_open(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(video_frames, "_MAX_OPEN_VIDEOS", 2)
+    frames = moving_pictures(4)
+    paths = [encode(tmp_path / f"{n}.mp4", frames[n:]) for n in range(3)]
+    played = [play(path) for path in paths]
+    for n in (0, 1, 2, 0, 2):
+        np.testing.assert_array_equal(read_video_frame(f"{paths[n]}#0"), played[n][0])
+        assert len(video_frames._open_videos.readers) <= 2
+    with pytest.raises(DataError, match=r"no frame 9; the video has frames 0 to 3"):
+        read_video_frame(f"{paths[0]}#9")
+    with pytest.raises(DataError, match="not a frame of a video file"):
+        read_video_frame(str(paths[0]))
+
+
+def test_a_file_made_anew_is_indexed_anew(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", moving_pictures(10))
+    assert len(VideoFrameReader(path)) == 10
+    encode(path, moving_pictures(6))
+    assert len(VideoFrameReader(path)) == 6
+
+
+def test_a_slow_index_is_kept_on_disk(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CLAB_D2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(video_frames, "_SLOW_INDEX_SECONDS", 0)
+    path = make(tmp_path, "b-frames")
+    played = play(path)
+    VideoFrameReader(path)
+    (stored,) = (tmp_path / "cache" / "video_index").iterdir()
+    video_frames._indices.clear()
+    monkeypatch.setattr(video_frames, "_make_index", lambda path: pytest.fail("made again"))
+    np.testing.assert_array_equal(VideoFrameReader(path).read(33), played[33])
+    # A damaged one is no harm.
+    monkeypatch.undo()
+    monkeypatch.setenv("CLAB_D2_CACHE", str(tmp_path / "cache"))
+    stored.write_bytes(b"damaged")
+    video_frames._indices.clear()
+    assert len(VideoFrameReader(path)) == NUM_FRAMES
