@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_videos import TinyVideos, make_tiny_videos
 
@@ -62,7 +64,13 @@ def trained(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> P
 def run_here(arguments: Sequence[str]) -> int:
     """Run the tool in this process, which saves the time of its imports."""
     args = train_net.argument_parser().parse_args(list(arguments))
-    return train_net.run(train_net.main, args)
+    try:
+        return train_net.run(train_net.main, args)
+    finally:
+        # Log handlers outlive the run, but not what pytest has put in the place of stdout.
+        for name in ("detectron2", "fvcore", "clab_d2"):
+            logging.getLogger(name).handlers.clear()
+        setup_logger.cache_clear()
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
