@@ -89,7 +89,7 @@ def test_killed_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch, "save", save_half)
         checkpointer.save("model_0000003", iteration=3)
         os._exit(0)
-    while not list(tmp_path.glob(".model_0000003.pth.*")):
+    while not list(tmp_path.glob("*model_0000003.pth*")):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
