@@ -81,9 +81,7 @@ def _merge(source: str, merge: Callable[[Any], None], what: Any) -> None:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{source}: not valid YAML ({reason}); correct the file") from None
     except TypeError:
-        raise ConfigError(
-            f"{source}: holds no KEY: VALUE pairs; see folder configs"
-        ) from None
+        raise ConfigError(f"{source}: holds no KEY: VALUE pairs; see folder configs") from None
     except OSError as error:
         raise ConfigError(f"{source}: {error.filename} can't be read ({error.strerror})") from None
     except (AssertionError, KeyError, ValueError) as error:
