@@ -5,6 +5,7 @@ Importing it registers the built-in datasets with Detectron2's catalogs.
 
 from clab_d2.data.build import build_vid_test_loader, build_vid_train_loader
 from clab_d2.data.catalog import (
+    check_files,
     check_num_classes,
     collect_bad_frames,
     register_datasets_from_config,
@@ -22,6 +23,7 @@ __all__ = [
     "VideoTable",
     "build_vid_test_loader",
     "build_vid_train_loader",
+    "check_files",
     "check_num_classes",
     "collect_bad_frames",
     "get_video_table",

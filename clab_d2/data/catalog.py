@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from clab_d2.data.coco_vid import get_video_table, logger, read_classes_metadata, register_coco_vid
+from clab_d2.data.coco_vid import (
+    get_video_table,
+    logger,
+    missing_file,
+    read_classes_metadata,
+    register_coco_vid,
+)
 from clab_d2.errors import ConfigError
 
 
@@ -62,6 +69,20 @@ def check_num_classes(cfg: CfgNode) -> None:
                 f"{name!r} has {len(classes)} class(es); set MODEL.ROI_HEADS.NUM_CLASSES "
                 f"{len(classes)}"
             )
+
+
+def check_files(names: Iterable[str]) -> None:
+    """Check that datasets needed later have their annotation files, before hours go by.
+
+    Raises:
+        ConfigError: a dataset is not registered.
+        DataError: its annotation file is not there.
+    """
+    for name in names:
+        check_registered(name)
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if json_file is not None and not os.path.isfile(json_file):
+            raise missing_file(json_file)
 
 
 def check_registered(name: str) -> None:

@@ -136,10 +136,7 @@ def read_coco_json(json_file: str) -> Json:
         with open(json_file, encoding="utf-8") as file:
             data = json.load(file)
     except FileNotFoundError:
-        raise DataError(
-            f"{json_file}: no such annotation file; check the path (built-in datasets are looked "
-            "for in $DETECTRON2_DATASETS, or datasets/), or make it as datasets/README.md says"
-        ) from None
+        raise missing_file(json_file) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{json_file}: not a whole JSON file ({error}); it was cut off or damaged, fetch or "
@@ -153,6 +150,14 @@ def read_coco_json(json_file: str) -> Json:
     if not data["images"]:
         raise DataError(f'{json_file}: "images" is empty; the dataset has no frame')
     return data
+
+
+def missing_file(json_file: str) -> DataError:
+    """Return the error that an annotation file is not there."""
+    return DataError(
+        f"{json_file}: no such annotation file; check the path (built-in datasets are looked for "
+        "in $DETECTRON2_DATASETS, or datasets/), or make it as datasets/README.md says"
+    )
 
 
 def read_classes_metadata(json_file: str) -> Json:

@@ -24,8 +24,8 @@ def read_frame(file_name: str, image_format: str = "RGB") -> np.ndarray:
 
     An EXIF orientation is applied, as annotation tools do; ILSVRC's pictures carry none. OpenCV,
     which the official release reads with, decodes whole JPEG files (the pixels are Pillow's, in
-    half the time). But it fills up what is missing of a truncated one in silence, so anything that
-    isn't a JPEG file with an end goes to Pillow, which complains.
+    half the time). But depending on version and function it fills up what is missing of a truncated
+    one in silence, so anything that isn't a JPEG file with an end goes to Pillow, which complains.
 
     Args:
         file_name: the picture, or the video file and frame number.

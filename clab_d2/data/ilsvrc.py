@@ -220,7 +220,7 @@ class _Reader:
         jobs = jobs or os.cpu_count() or 1
         # A fork is there at once; elsewhere each process has all imports to do anew.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-        self._pool = context.Pool(jobs, initializer=_ignore_interrupt) if jobs > 1 else None
+        self._pool = context.Pool(jobs, initializer=_leave_signals_to_main) if jobs > 1 else None
 
     def __enter__(self) -> _Reader:
         return self
@@ -260,9 +260,10 @@ class _Reader:
             yield from waiting.popleft().get()
 
 
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the main process, which ends the others."""
+def _leave_signals_to_main() -> None:
+    """Leave Ctrl-C to the main process, which ends this one, and let it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _read_chunk(paths: list[str]) -> list[XmlFrame | str]:

@@ -11,6 +11,7 @@ from made_datasets import MakeDataset
 
 from clab_d2.config import get_clab_cfg
 from clab_d2.data import (
+    check_files,
     check_num_classes,
     collect_bad_frames,
     get_video_table,
@@ -123,3 +124,13 @@ def test_bad_frames_are_collected_once(
     expected = [str(made.frame_file(1, 0)), str(made.frame_file(2, 1))]
     assert collect_bad_frames([made.name, made.name]) == expected
     assert "2 frame(s) could not be read and were left out: " + ", ".join(expected) in caplog.text
+
+
+def test_files_needed_later(make_dataset: MakeDataset) -> None:
+    made = make_dataset((3,))
+    check_files([made.name])
+    made.json_file.unlink()
+    with pytest.raises(DataError, match=r"annotations.json: no such annotation file"):
+        check_files([made.name])
+    with pytest.raises(ConfigError, match=r"dataset 'yours' is not registered"):
+        check_files(["yours"])

@@ -24,7 +24,7 @@ def _picture(h: int, w: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def smooth() -> np.ndarray:
     """A picture that JPEG keeps roughly as it is."""
-    return cv2.resize(_picture(6, 8), (64, 48), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(_picture(30, 40), (320, 240), interpolation=cv2.INTER_CUBIC)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg"])
@@ -45,12 +45,12 @@ def test_grey_and_turned_pictures(tmp_path: Path, smooth: np.ndarray, suffix: st
     grey = Image.fromarray(smooth).convert("L")
     grey.save(path)
     frame = read_frame(path)
-    assert frame.shape == (48, 64, 3) and (frame[..., 0] == frame[..., 2]).all()
+    assert frame.shape == (240, 320, 3) and (frame[..., 0] == frame[..., 2]).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side: to be turned a quarter clockwise
     grey.save(path, exif=exif)
     turned = read_frame(path)
-    assert turned.shape == (64, 48, 3)
+    assert turned.shape == (320, 240, 3)
     np.testing.assert_array_equal(turned, np.rot90(frame, -1))
 
 
