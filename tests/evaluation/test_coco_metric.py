@@ -112,6 +112,25 @@ def test_equals_pycocotools_beyond_100_detections_a_class_and_image(seed):
     assert_equals_pycocotools(random_data(seed, crowded=True))
 
 
+def test_of_equal_overlaps_the_last_object_is_taken():
+    # The first detection overlaps both objects by 8 / 12; the second overlaps only one enough.
+    for second in (0, 4):
+        data = {
+            "gt_image": np.zeros(2, int),
+            "gt_box": np.array([[0, 0, 10, 10], [4, 0, 10, 10.0]]),
+            "gt_class": np.zeros(2, int),
+            "gt_area": np.full(2, 100.0),
+            "gt_crowd": np.zeros(2, bool),
+            "dt_image": np.zeros(2, int),
+            "dt_box": np.array([[2, 0, 10, 10], [second, 0, 10, 10.0]]),
+            "dt_class": np.zeros(2, int),
+            "dt_score": np.array([0.9, 0.8]),
+        }
+        assert_equals_pycocotools(data)
+        ap50 = coco_precision(**data, num_classes=3).summary()["AP50"]
+        assert ap50 == (1.0 if second == 0 else pytest.approx(51 / 101))
+
+
 def test_chunks_of_pairs_change_nothing(monkeypatch):
     data = random_data(3)
     whole = coco_precision(**data, num_classes=3).summary()
