@@ -90,6 +90,11 @@ def draw_boxes(
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
     short_side = min(canvas.shape[:2])
     thickness = max(1, round(short_side / 240)) + (style == "truth")
+    # Edges beyond the frame stay beyond it, but not by millions of pixels.
+    margin = 2.0 * thickness + 4
+    height, width = canvas.shape[:2]
+    limit = np.array([width, height, width, height]) + margin
+    boxes = np.clip(np.nan_to_num(boxes), -margin, limit)
     # Small boxes last, so that a large one does not hide them.
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for number in np.argsort(-areas, kind="stable"):

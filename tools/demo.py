@@ -138,10 +138,6 @@ def detect(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    setup_logger(name="clab_d2")
-    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
     try:
         return run(args)
     except USER_ERRORS as error:
@@ -150,4 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    setup_logger(name="clab_d2")
+    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
     sys.exit(main())

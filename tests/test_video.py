@@ -1,0 +1,523 @@
+"""Video in and out, and detection in it, around a model that only notes what it is given."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from encoded_videos import encode, moving_pictures, play
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_videos import CLASSES, make_tiny_videos
+from torch import nn
+
+from clab_d2 import get_clab_cfg
+from clab_d2.data import build_vid_test_loader, register_datasets_from_config
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.video import (
+    CameraSource,
+    DetectionWriter,
+    FrameFolderWriter,
+    SequenceSource,
+    VideoDetector,
+    VideoSource,
+    VideoWriter,
+    class_names,
+    open_video,
+    open_writer,
+)
+
+
+def grey(number: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """A frame that tells its number."""
+    return np.full((*size, 3), number % 256, np.uint8)
+
+
+def write_pictures(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        cv2.imwrite(str(folder / name), grey(number))
+    return folder
+
+
+# ------------------------------------------------------------------------------ frames in
+
+
+def test_a_video_file(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", moving_pictures(9))
+    with open_video(path) as source:
+        assert (source.num_frames, source.fps) == (9, 25)
+        assert (source.height, source.width) == (48, 64)
+        for index in (5, 0, 8):
+            np.testing.assert_array_equal(source.read(index), play(path)[index])
+
+
+def test_a_folder_is_in_natural_order(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "f", ["1.png", "2.PNG", "10.png", "img11.png"])
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_bytes(b"no picture")
+    source = open_video(str(folder))
+    assert source.num_frames == 4
+    assert [int(source.read(i)[0, 0, 0]) for i in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(IndexError):
+        source.read(4)
+
+
+def test_a_single_picture(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a.png"])
+    assert open_video(tmp_path / "a.png").num_frames == 1
+
+
+@pytest.mark.parametrize("name", ["7", "frames"])
+def test_a_folder_named_like_a_camera_is_a_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / name, ["a.png"])
+    assert open_video(name).num_frames == 1
+
+
+class FakeCapture:
+    """A camera of three frames."""
+
+    def __init__(self, index: int) -> None:
+        self.index, self.left = index, 3
+
+    def isOpened(self) -> bool:
+        return self.index == 2
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FRAME_WIDTH: 32, cv2.CAP_PROP_FRAME_HEIGHT: 24}.get(what, 0)
+
+    def set(self, what: int, value: float) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if not self.left:
+            return False, None
+        self.left -= 1
+        return True, np.full((24, 32, 3), (1, 2, 3), np.uint8)  # BGR
+
+    def release(self) -> None:
+        self.left = 0
+
+
+def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    for name in ("2", 2, "/dev/video2"):
+        with open_video(name) as source:
+            assert isinstance(source, CameraSource)
+            assert (source.num_frames, source.fps, source.height) == (None, 30, 24)
+            assert source.read(0)[0, 0].tolist() == [3, 2, 1]
+            with pytest.raises(RuntimeError, match="gives frame 1 now, not 0"):
+                source.read(0)
+            source.read(1), source.read(2)
+            with pytest.raises(IndexError):
+                source.read(3)
+    with pytest.raises(DataError, match="camera 5: cannot be opened"):
+        open_video("5")
+
+
+def test_what_is_no_source_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "a.txt").write_text("no video")
+    for name, message in (
+        ("gone.mp4", "no such video, folder or camera"),
+        ("empty", "the folder holds no pictures"),
+        ("bad", "none of its 1 pictures can be read"),
+        ("a.txt", "cannot be opened as a video"),
+    ):
+        with pytest.raises(DataError, match=message) as error:
+            open_video(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------ frames out
+
+
+def test_written_video_is_what_browsers_play(tmp_path: Path) -> None:
+    frames = [np.full((48, 64, 3), (200, 60, 10 * n), np.uint8) for n in range(12)]
+    path = tmp_path / "new" / "a.mp4"
+    with VideoWriter(path, fps=30000 / 1001) as writer:
+        for frame in frames:
+            writer.write(frame)
+        assert not path.exists()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert float(stream.average_rate) == pytest.approx(30000 / 1001)
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")  # plays while it loads
+    played = play(path)
+    assert len(played) == 12
+    for frame, again in zip(frames, played, strict=True):
+        assert np.abs(frame.astype(int) - again).max() <= 8
+    assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
+
+
+def test_odd_and_changing_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path) as writer:
+        writer.write(np.full((33, 47, 3), 200, np.uint8))
+        writer.write(np.full((66, 48, 3), 200, np.uint8))  # another shape: between black bars
+        writer.write(np.full((3, 3, 3), 200, np.uint8))
+    first, second, third = play(path)
+    assert first.shape == second.shape == third.shape == (34, 48, 3)
+    assert first.min() > 190
+    assert second[17, 24].min() > 190 and second[17, 2].max() < 10
+
+
+def test_a_failed_video_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"the video before")
+    with pytest.raises(KeyError), VideoWriter(path) as writer:
+        writer.write(grey(1))
+        raise KeyError
+    with VideoWriter(tmp_path / "empty.mp4"):
+        pass  # no frame, no file
+    assert path.read_bytes() == b"the video before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_without_pyav_opencv_writes(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with caplog.at_level(logging.WARNING), VideoWriter(tmp_path / "a.mp4") as writer:
+        for number in range(5):
+            writer.write(grey(40 * number))
+    assert "pip install av" in caplog.text
+    monkeypatch.undo()
+    assert [round(float(f.mean()), -1) for f in play(tmp_path / "a.mp4")] == [0, 40, 80, 120, 160]
+
+
+def test_a_folder_of_jpegs(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "out") as writer:
+        assert isinstance(writer, FrameFolderWriter)
+        for number in range(3):
+            writer.write(grey(50 * number))
+    source = open_video(tmp_path / "out")
+    assert [int(source.read(i)[5, 5, 0]) for i in range(3)] == [0, 50, 100]
+    with pytest.raises(DataError, match="holds frames already"):
+        open_writer(tmp_path / "out")
+
+
+def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"cannot write \.gif; name it \.mp4"):
+        open_writer(tmp_path / "a.gif")
+    for name in ("file/a.mp4", "file/frames"):
+        with pytest.raises(DataError, match="cannot be"):
+            open_writer(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------ detection
+
+
+class NotingModel(nn.Module):
+    """Detects one box a frame, whose score tells the mean of all frames aggregated over.
+
+    It keeps its own memory as the contract says, so a frame that never came is a KeyError.
+    """
+
+    aggregates = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[dict[str, Any]]] = []
+        self.memory: dict[int, torch.Tensor | None] = {}
+
+    def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        assert not torch.is_grad_enabled() and not self.training
+        self.batches.append(clips)
+        return [{"instances": self.detect(clip)} for clip in clips]
+
+    def detect(self, clip: dict[str, Any]) -> Instances:
+        if clip["frame_id"] == 0:
+            self.memory = {}
+        self.memory |= clip["reference_images"] | {clip["frame_id"]: clip["image"]}
+        used = [self.memory[frame_id] for frame_id in clip["reference_frame_ids"]]
+        self.memory = {i: self.memory[i] for i in clip["reference_frame_ids"]}
+        size = (clip["height"], clip["width"])
+        count = 0 if clip["image"] is None else 1
+        used = [clip["image"], *used]
+        values = [image.float().mean() for image in used if image is not None]
+        return Instances(
+            size,
+            pred_boxes=Boxes(torch.tensor([[0.0, 0, size[1], size[0]]] * count)),
+            scores=torch.stack(values).mean().expand(count) if values else torch.zeros(0),
+            pred_classes=torch.zeros(count, dtype=torch.long),
+        )
+
+    @property
+    def clips(self) -> list[dict[str, Any]]:
+        return [clip for batch in self.batches for clip in batch]
+
+
+def make_cfg(sampling: str = "adaptive", num: int = 4, stride: int = 1, **more: Any) -> CfgNode:
+    cfg = get_clab_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.TEST.REFERENCES.SAMPLING = sampling
+    cfg.TEST.REFERENCES.NUM = num
+    cfg.TEST.REFERENCES.STRIDE = stride
+    cfg.merge_from_list([part for item in more.items() for part in item])
+    return cfg
+
+
+def run(
+    cfg: CfgNode, source: Any, online: bool = False
+) -> tuple[NotingModel, list[tuple[np.ndarray, Instances]]]:
+    model = NotingModel()
+    return model, list(VideoDetector(cfg, model).detect(source, online))
+
+
+def test_frames_come_in_order_with_their_detections() -> None:
+    frames = [grey(n) for n in range(7)]
+    _, results = run(make_cfg(), frames)
+    assert [int(frame[0, 0, 0]) for frame, _ in results] == list(range(7))
+    for _, instances in results:
+        assert instances.image_size == (24, 32)
+        assert instances.pred_boxes.tensor.tolist() == [[0, 0, 32, 24]]
+
+
+def test_adaptive_references_are_read_once_and_first() -> None:
+    model, _ = run(make_cfg("adaptive", 4), [grey(n) for n in range(10)])
+    assert [clip["reference_frame_ids"] for clip in model.clips] == [
+        [0, 3, 6, 9, key] for key in range(10)
+    ]
+    assert list(model.clips[0]["reference_images"]) == [3, 6, 9]
+    assert all(not clip["reference_images"] for clip in model.clips[1:])
+
+
+def test_a_stream_uses_past_frames_only() -> None:
+    for source, online in ((iter([grey(n) for n in range(6)]), False), ([grey(0)] * 6, True)):
+        model, results = run(make_cfg("adaptive", 3), source, online)
+        assert len(results) == 6
+        for key, clip in enumerate(model.clips):
+            assert clip["reference_frame_ids"] == [max(key - k, 0) for k in (3, 2, 1, 0)]
+            assert not clip["reference_images"]  # each has been a key frame
+
+
+def test_a_stream_is_detected_frame_by_frame_as_it_comes() -> None:
+    given_out: list[int] = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for number in range(10**9):
+            given_out.append(number)
+            yield grey(number)
+
+    cfg = make_cfg("fixed", 4, **{"TEST.KEY_FRAMES_PER_BATCH": 4})
+    results = VideoDetector(cfg, NotingModel()).detect(camera())
+    for number in range(50):
+        frame, _ = next(results)
+        assert int(frame[0, 0, 0]) == number
+        assert given_out[-1] == number
+
+
+class CountingSource(VideoSource):
+    """Counts reads, and knows which of its frames are still held by anyone."""
+
+    def __init__(self, num_frames: int, damaged: tuple[int, ...] = ()) -> None:
+        self.name, self.num_frames, self.damaged = "counted", num_frames, damaged
+        self.height, self.width = 24, 32
+        self.reads: list[int] = []
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def read(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.num_frames:
+            raise IndexError(index)
+        self.reads.append(index)
+        if index in self.damaged:
+            raise DataError(f"counted#{index} is damaged")
+
+        class Frame(np.ndarray):
+            pass
+
+        frame = grey(index).view(Frame)
+        self.alive.add(_Handle.of(frame))
+        return frame
+
+
+class _Handle:
+    """Lives as long as the array it hangs on: arrays themselves cannot be in a WeakSet."""
+
+    @staticmethod
+    def of(frame: Any) -> _Handle:
+        frame.handle = _Handle()
+        return frame.handle
+
+
+@pytest.mark.parametrize(("num", "stride"), [(4, 1), (4, 3), (2, 5)])
+def test_looking_ahead_reads_once_and_holds_the_window_only(num: int, stride: int) -> None:
+    source = CountingSource(60)
+    reach = (num // 2 + 1) * stride
+    detector = VideoDetector(make_cfg("fixed", num, stride), NotingModel())
+    most = 0
+    for _ in detector.detect(source):
+        detector.model.batches.clear()
+        most = max(most, len(source.alive))
+    assert sorted(set(source.reads)) == list(range(60))
+    assert len(source.reads) == 60
+    assert num // 2 < most <= reach + 2 * stride + 1
+
+
+def test_a_long_video_is_not_held() -> None:
+    source = CountingSource(500)
+    detector = VideoDetector(make_cfg("adaptive", 4), NotingModel())
+    for _ in detector.detect(source):
+        detector.model.batches.clear()
+        assert len(source.alive) <= 6
+    assert len(source.reads) == 503  # the three references beyond the first frame come twice
+
+
+@pytest.mark.parametrize("sampling", ["adaptive", "fixed", "causal"])
+def test_damaged_frames_keep_their_place(sampling: str, caplog) -> None:
+    source = CountingSource(9, damaged=(0, 3, 4))
+    detector = VideoDetector(make_cfg(sampling, 4), NotingModel())
+    with caplog.at_level(logging.WARNING):
+        results = list(detector.detect(source))
+    assert detector.unreadable_frames == [0, 3, 4]
+    assert "3 of 9 frames are damaged" in caplog.text
+    assert len(results) == 9
+    shown = [int(frame[0, 0, 0]) for frame, _ in results]
+    assert shown == [0, 1, 2, 2, 2, 5, 6, 7, 8]  # black, then the last good one
+    assert [len(instances) for _, instances in results] == [0, 1, 1, 0, 0, 1, 1, 1, 1]
+
+
+def test_frames_of_changing_size() -> None:
+    frames = [grey(1), grey(2, (30, 20)), grey(3)]
+    model, results = run(make_cfg(**{"INPUT.MIN_SIZE_TEST": 12}), frames)
+    assert [instances.image_size for _, instances in results] == [(24, 32), (30, 20), (24, 32)]
+    assert model.clips[1]["image"].shape == (3, 18, 12)
+
+
+def test_channel_order_follows_the_config() -> None:
+    frame = np.full((24, 32, 3), (1, 2, 3), np.uint8)
+    for order, expected in (("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])):
+        model, results = run(make_cfg(**{"INPUT.FORMAT": order}), [frame])
+        assert model.clips[0]["image"][:, 0, 0].tolist() == expected
+        assert results[0][0][0, 0].tolist() == [1, 2, 3]  # what is given out is RGB
+
+
+def test_a_single_frame_model_reads_no_references() -> None:
+    cfg = make_cfg()
+    cfg.MODEL.SELSA.ENABLED = cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = False
+    source = CountingSource(5)
+    for online in (False, True):
+        source.reads.clear()
+        model, _ = run(cfg, source, online)
+        assert source.reads == list(range(5))
+        assert all(clip["reference_frame_ids"] == [] for clip in model.clips)
+
+
+def test_one_video_at_a_time() -> None:
+    detector = VideoDetector(make_cfg(), NotingModel())
+    first = detector.detect([grey(n) for n in range(5)])
+    next(first)
+    next(detector.detect([grey(0)] * 5))
+    with pytest.raises(RuntimeError, match="one video at a time"):
+        next(first)
+
+
+def test_no_weights_and_no_frames() -> None:
+    with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is empty"):
+        VideoDetector(make_cfg())
+    with pytest.raises(DataError, match="no frames were given"):
+        run(make_cfg(), [])
+    assert run(make_cfg(), iter([]))[1] == []
+
+
+@pytest.fixture(scope="module")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return make_tiny_videos(tmp_path_factory.mktemp("tiny"), lengths=(9, 3, 1))
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    sampling=st.sampled_from(["adaptive", "fixed", "causal"]),
+    half=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    batch=st.integers(1, 3),
+    backend=st.sampled_from(["pillow", "opencv"]),
+)
+def test_clips_are_those_of_the_evaluation(
+    tiny_dataset: Any, sampling: str, half: int, stride: int, batch: int, backend: str
+) -> None:
+    cfg = make_cfg(sampling, 2 * half, stride)
+    cfg.merge_from_list(tiny_dataset.options)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RESIZE_BACKEND = 40, backend
+    cfg.TEST.KEY_FRAMES_PER_BATCH = batch
+    cfg.DATALOADER.NUM_WORKERS = 0
+    register_datasets_from_config(cfg)
+    expected = list(build_vid_test_loader(cfg, "tiny"))
+    detector = VideoDetector(cfg, NotingModel())
+    for folder in sorted(tiny_dataset.image_root.iterdir()):
+        list(detector.detect(folder))
+    batches = detector.model.batches
+    assert [len(b) for b in batches] == [len(b) for b in expected]
+    same = ("height", "width", "frame_id", "reference_frame_ids")
+    for ours, theirs in zip(detector.model.clips, [c for b in expected for c in b], strict=True):
+        assert [ours[key] for key in same] == [theirs[key] for key in same]
+        assert torch.equal(ours["image"], theirs["image"])
+        assert ours["reference_images"].keys() == theirs["reference_images"].keys()
+        for frame_id, image in theirs["reference_images"].items():
+            assert torch.equal(ours["reference_images"][frame_id], image)
+
+
+# ------------------------------------------------------------------------------ what is written
+
+
+def test_detections_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    source = SequenceSource([grey(0)] * 2, fps=12.5, name="clip")
+    found = Instances(
+        (24, 32),
+        pred_boxes=Boxes(torch.tensor([[1.0, 2, 11, 22.5]])),
+        scores=torch.tensor([0.75]),
+        pred_classes=torch.tensor([1]),
+    )
+    with DetectionWriter(path, source, ["cat", "dog"]) as writer:
+        writer.write(found)
+        writer.write(found[found.scores > 0.9])
+        assert not path.exists()
+    written = json.loads(path.read_text())
+    box = {"bbox": [1, 2, 10, 20.5], "category_id": 1, "category": "dog", "score": 0.75}
+    assert written == {
+        "video": "clip",
+        "fps": 12.5,
+        "class_names": ["cat", "dog"],
+        "frames": [{"frame_id": 0, "detections": [box]}, {"frame_id": 1, "detections": []}],
+    }
+    with pytest.raises(KeyError), DetectionWriter(tmp_path / "e.json", source, []):
+        raise KeyError
+    assert [p.name for p in tmp_path.iterdir()] == ["d.json"]
+
+
+def test_class_names(tiny_dataset: Any) -> None:
+    cfg = make_cfg()
+    cfg.merge_from_list(tiny_dataset.options)
+    assert class_names(cfg) == list(CLASSES)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    assert class_names(cfg) == ["class 0", "class 1"]
+    cfg.DATASETS.VID, cfg.DATASETS.TEST, cfg.DATASETS.TRAIN = [], ("never_heard_of",), ()
+    assert class_names(cfg) == ["class 0", "class 1"]
+    assert "never_heard_of" not in MetadataCatalog.list()

@@ -1,0 +1,164 @@
+"""tools/demo.py from end to end, with a detector of the quick schedules as it is initialised."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from encoded_videos import encode, moving_pictures, play
+from tiny_videos import CLASSES, TinyVideos, make_tiny_videos
+from tool_modules import import_tool
+
+import clab_d2.video
+from clab_d2.data import build_vid_test_loader
+from clab_d2.engine.launch import load_config
+
+demo = import_tool("demo")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyVideos:
+    return make_tiny_videos(tmp_path_factory.mktemp("tiny"), lengths=(6, 3, 1))
+
+
+@pytest.fixture(scope="module")
+def config_file(repo_root: Path) -> str:
+    return str(repo_root / "configs" / "quick_schedules" / "clab_quick.yaml")
+
+
+@pytest.fixture(scope="module")
+def options(
+    tiny: TinyVideos, config_file: str, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """Config options with weights that give every class a chance."""
+    options = [*tiny.options, "MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    torch.manual_seed(0)
+    model = build_model(load_config(config_file, options))
+    weights = tmp_path_factory.mktemp("weights") / "w.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    return [*options, "MODEL.WEIGHTS", str(weights)]
+
+
+def run(config_file: str, options: list[str], *arguments: object) -> int:
+    return demo.main(["--config-file", config_file, *map(str, arguments), "--opts", *options])
+
+
+def test_a_video_in_a_video_out(
+    config_file: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = encode(tmp_path / "in.mp4", moving_pictures(7, 64, 96))
+    out, found = tmp_path / "new" / "out.mp4", tmp_path / "found.json"
+    assert run(config_file, options, "--input", clip, "--output", out, "--json", found,
+               "--score-threshold", "0.0", "--scale", 1) == 0  # fmt: skip
+    output = capsys.readouterr()
+    assert f"7 frames written to {out}" in output.out
+    assert "7/7" in output.err  # the progress bar
+    drawn, before = play(out), play(clip)
+    assert len(drawn) == 7
+    assert drawn[0].shape == before[0].shape
+    assert np.abs(drawn[3].astype(int) - before[3]).max() > 60  # something is drawn
+    frames = json.loads(found.read_text())["frames"]
+    assert [frame["frame_id"] for frame in frames] == list(range(7))
+    assert {d["category"] for f in frames for d in f["detections"]} <= set(CLASSES)
+    assert all(frame["detections"] for frame in frames)
+
+
+@pytest.mark.parametrize("sampling", ["adaptive", "fixed", "causal"])
+def test_detections_are_those_of_the_evaluation(
+    sampling: str, tiny: TinyVideos, config_file: str, options: list[str], tmp_path: Path
+) -> None:
+    options = [*options, "TEST.REFERENCES.SAMPLING", sampling, "TEST.KEY_FRAMES_PER_BATCH", "2"]
+    cfg = load_config(config_file, options)
+    detector = clab_d2.video.VideoDetector(cfg)
+    with torch.no_grad():
+        expected = [
+            result["instances"]
+            for batch in build_vid_test_loader(cfg, "tiny")
+            for result in detector.model(batch)
+        ]
+    ours = [
+        instances
+        for folder in sorted(tiny.image_root.iterdir())
+        for _, instances in detector.detect(folder)
+    ]
+    assert len(ours) == len(expected) == tiny.num_frames
+    assert sum(map(len, ours)) > tiny.num_frames
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert torch.equal(mine.pred_boxes.tensor, theirs.pred_boxes.tensor)
+        assert torch.equal(mine.scores, theirs.scores)
+        assert torch.equal(mine.pred_classes, theirs.pred_classes)
+
+
+def test_as_a_command_a_folder_in_a_folder_out_online(
+    repo_root: Path, tiny: TinyVideos, config_file: str, options: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, repo_root / "tools" / "demo.py", "--config-file", config_file]
+    command += ["--input", tiny.image_root / "v1", "--output", tmp_path / "out"]
+    command += ["--online", "--max-frames", "4", "--opts", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root, check=False)
+    assert done.returncode == 0, done.stderr
+    written = sorted(picture.name for picture in (tmp_path / "out").iterdir())
+    assert written == [f"{n:06d}.jpg" for n in range(4)]
+
+
+@pytest.mark.parametrize(("is_camera", "status"), [(True, 0), (False, 130)])
+def test_ctrl_c_keeps_what_was_written(
+    is_camera: bool, status: int, config_file: str, options: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pictures = moving_pictures(6, 64, 96)
+
+    class Interrupted(clab_d2.video.SequenceSource):
+        def read(self, index: int) -> np.ndarray:
+            if index == 4:
+                raise KeyboardInterrupt
+            return super().read(index)
+
+    source = Interrupted(iter(pictures) if is_camera else pictures)
+    if not is_camera:
+        options = [*options, "TEST.REFERENCES.SAMPLING", "causal"]
+    monkeypatch.setattr(demo, "open_video", lambda name: source)
+    out, found = tmp_path / "out.mp4", tmp_path / "found.json"
+    arguments = ("--input", "0", "--output", out, "--json", found)
+    assert run(config_file, options, *arguments) == status
+    assert "4 frames written" in capsys.readouterr().out
+    assert len(play(out)) == 4
+    assert len(json.loads(found.read_text())["frames"]) == 4
+
+
+def test_mistakes_are_one_line(
+    tiny: TinyVideos, config_file: str, options: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = str(tiny.image_root / "v1")
+    (tmp_path / "file").write_text("no video")
+    (tmp_path / "empty").mkdir()
+    good: dict[str, Any] = {"--input": folder, "--output": str(tmp_path / "o.mp4")}
+    for change, message in (
+        ({"--input": str(tmp_path / "gone.mp4")}, "no such video, folder or camera"),
+        ({"--input": str(tmp_path / "file")}, "cannot be opened as a video"),
+        ({"--input": str(tmp_path / "empty")}, "the folder holds no pictures"),
+        ({"--output": str(tmp_path / "o.gif")}, "cannot write .gif"),
+        ({"--output": str(tmp_path / "file" / "o.mp4")}, "cannot be written"),
+        ({"--output": folder}, "is the input"),
+        ({"--score-threshold": 50}, "--score-threshold is 50"),
+        ({"--json": str(tmp_path / "file" / "o.json")}, "cannot be written"),
+    ):
+        arguments = [part for item in (good | change).items() for part in item]
+        assert run(config_file, options, *arguments) == 2, message
+        error = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("error: ")]
+        assert len(error) == 1 and message in error[0], error
+    arguments = [part for item in good.items() for part in item]
+    gone = [*options, "MODEL.WEIGHTS", str(tmp_path / "gone.pth")]
+    for opts, message in ((gone, "gone.pth"), ([*options, "MODEL.WEIGHTS", ""], "is empty")):
+        assert run(config_file, opts, *arguments) == 2
+        assert message in capsys.readouterr().err
+    # Nothing is left of any of these.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file"]
