@@ -20,6 +20,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from torch import Tensor, nn
 
+from clab_d2.errors import ConfigError
+
 
 class KeyValue(NamedTuple):
     """What M reference RoIs contribute to one SELSA block.
@@ -106,17 +108,26 @@ class SELSABoxHead(nn.Module):
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, fc_dims: Sequence[int], num_heads: int | None
+        self,
+        input_shape: ShapeSpec,
+        *,
+        fc_dims: Sequence[int],
+        num_heads: int | None,
+        norm: str = "",
     ) -> None:
         """
         Args:
             input_shape: channels, height and width of the RoI features.
             fc_dims: output channels of each FC layer.
             num_heads: attention heads of the SELSA blocks; None for no aggregation.
+            norm: "LN" makes each FC a linear map and a layer norm, which training from scratch
+                wants; "" (the paper's) a linear map alone.
         """
         super().__init__()
         if not fc_dims:
             raise ValueError("a box head needs at least one FC layer")
+        if norm not in ("", "LN"):
+            raise ConfigError(f"MODEL.ROI_BOX_HEAD.NORM {norm!r} is unknown here; use '' or 'LN'")
         dim = input_shape.channels * (input_shape.height or 1) * (input_shape.width or 1)
         self.fcs = nn.ModuleList()
         for fc_dim in fc_dims:
@@ -124,6 +135,9 @@ class SELSABoxHead(nn.Module):
             weight_init.c2_xavier_fill(fc)
             self.fcs.append(fc)
             dim = fc_dim
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(fc_dim) if norm else nn.Identity() for fc_dim in fc_dims
+        )
         self.selsa = nn.ModuleList(
             [] if num_heads is None else [SELSABlock(fc_dim, num_heads) for fc_dim in fc_dims]
         )
@@ -136,6 +150,7 @@ class SELSABoxHead(nn.Module):
             "input_shape": input_shape,
             "fc_dims": [cfg.MODEL.ROI_BOX_HEAD.FC_DIM] * cfg.MODEL.ROI_BOX_HEAD.NUM_FC,
             "num_heads": selsa.NUM_HEADS if selsa.ENABLED else None,
+            "norm": cfg.MODEL.ROI_BOX_HEAD.NORM,
         }
 
     @property
@@ -160,7 +175,7 @@ class SELSABoxHead(nn.Module):
         for index, (fc, block) in enumerate(zip(self.fcs, self.selsa, strict=True)):
             if index:
                 x = F.relu(x)
-            x = fc(x)
+            x = self.norms[index](fc(x))
             encoded.append(block.encode_references(x))
         return encoded
 
@@ -182,7 +197,7 @@ class SELSABoxHead(nn.Module):
         """
         x = box_features.flatten(1)
         for index, fc in enumerate(self.fcs):
-            x = fc(x)
+            x = self.norms[index](fc(x))
             if self.aggregates:
                 if references is None:
                     raise ValueError("a box head with SELSA blocks needs reference RoIs")

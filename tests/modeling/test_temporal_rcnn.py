@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from clab_d2 import get_clab_cfg
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.modeling import TemporalRCNN
+
+CONFIGS = [
+    "faster_rcnn_quick",
+    "selsa_quick",
+    "temporal_roi_align_quick",
+    "clab_quick",
+    "clab_fpn_quick",
+]
+
+
+@pytest.fixture
+def config(repo_root):
+    def load(name: str, *overrides: Any) -> CfgNode:
+        cfg = get_clab_cfg()
+        cfg.merge_from_file(str(repo_root / f"configs/quick_schedules/{name}.yaml"))
+        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
+        return cfg
+
+    return load
+
+
+def build(cfg: CfgNode) -> TemporalRCNN:
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def image(seed: int, size: tuple[int, int] = (64, 96)) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+
+
+def training_clip(number: int, size: tuple[int, int] = (64, 96)) -> dict[str, Any]:
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [30.0, 8.0, 60.0, 44.0]])
+    return {
+        "image": image(10 * number, size),
+        "instances": Instances(
+            size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([number % 3, 4])
+        ),
+        "video_id": number,
+        "frame_id": 5,
+        "reference_frame_ids": [3, 8],
+        "reference_images": {3: image(10 * number + 1, size), 8: image(10 * number + 2, size)},
+    }
+
+
+def losses_of(model: TemporalRCNN, clips: list[dict], iteration: int = 0) -> dict[str, Tensor]:
+    with EventStorage(iteration):
+        return model(clips)
+
+
+def test_clips(
+    video: int, length: int, window: int = 2, size: tuple[int, int] = (64, 96)
+) -> list[dict[str, Any]]:
+    """A video as the loader gives it: references are the frames around, new ones come along."""
+    seen: set[int] = set()
+    clips = []
+    for frame in range(length):
+        ids = [min(max(frame + step, 0), length - 1) for step in range(-window, window + 1)]
+        entering = set(ids) - seen - {frame}
+        seen |= set(ids)
+        clips.append(
+            {
+                "image": image(100 * video + frame, size),
+                "height": 2 * size[0],
+                "width": 2 * size[1],
+                "video_id": video,
+                "frame_id": frame,
+                "reference_frame_ids": ids,
+                "reference_images": {i: image(100 * video + i, size) for i in entering},
+            }
+        )
+    return clips
+
+
+test_clips.__test__ = False  # a helper, not a test
+
+
+def assert_same(left: dict[str, Instances], right: dict[str, Instances]) -> None:
+    left, right = left["instances"], right["instances"]
+    assert len(left) == len(right) > 0
+    torch.testing.assert_close(left.scores, right.scores)
+    torch.testing.assert_close(left.pred_boxes.tensor, right.pred_boxes.tensor)
+    assert left.pred_classes.tolist() == right.pred_classes.tolist()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trains_and_detects(config, name):
+    model = build(config(name)).train()
+    losses = losses_of(model, [training_clip(1), training_clip(2, (48, 80))])
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing, "DistributedDataParallel wants a gradient for every parameter"
+    model.eval()
+    results = [model([clip])[0]["instances"] for clip in test_clips(0, 3)]
+    assert all(result.image_size == (128, 192) for result in results)
+    assert len(model.memory) <= 5
+
+
+@pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick"])
+def test_a_batch_of_clips_equals_the_clips_one_by_one(config, name):
+    """Also where they differ in size: no clip sees another's padding."""
+    # All RoIs and anchors are drawn, so that sampling plays no part; statistics of a batch would
+    # tie clips together, so they are fixed, as in the paper.
+    cfg = config(
+        name,
+        "MODEL.BACKBONE.FIX_BN_STATISTICS", True,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**5,
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**5,
+    )  # fmt: skip
+    model = build(cfg).train()
+    clips = [training_clip(1), training_clip(2, (48, 80))]
+    together = losses_of(model, clips)
+    apart = [losses_of(model, [clip]) for clip in clips]
+    with EventStorage() as storage:
+        rois = []
+        for clip in clips:
+            model([clip])
+            latest = storage.latest()
+            rois.append(
+                latest["roi_head/num_fg_samples"][0] + latest["roi_head/num_bg_samples"][0]
+            )
+    for key in ("loss_rpn_cls", "loss_rpn_loc"):
+        torch.testing.assert_close(together[key], (apart[0][key] + apart[1][key]) / 2)
+    for key in ("loss_cls", "loss_box_reg"):  # means over RoIs
+        mean = (apart[0][key] * rois[0] + apart[1][key] * rois[1]) / sum(rois)
+        torch.testing.assert_close(together[key], mean)
+
+
+def test_detections_do_not_depend_on_the_order_of_videos_or_on_batching(config):
+    model = build(config("clab_quick")).eval()
+    first, second = test_clips(1, 5), test_clips(2, 4, size=(48, 80))
+    forward = [model([clip])[0] for clip in first + second]
+    backward = [model([clip])[0] for clip in second + first]
+    for left, right in zip(forward, backward[4:] + backward[:4], strict=True):
+        assert_same(left, right)
+    model.frames_per_batch = 3
+    batched = model(first[:3]) + model(first[3:]) + model(second)
+    for left, right in zip(forward, batched, strict=True):
+        assert_same(left, right)
+
+
+def test_memory_gives_what_computing_all_frames_anew_gives(config):
+    model = build(config("clab_quick")).eval()
+    clips = test_clips(1, 6)
+    remembered = [model([clip])[0] for clip in clips]
+    for clip, result in zip(clips, remembered, strict=True):
+        model.memory.clear()
+        ids = set(clip["reference_frame_ids"]) - {clip["frame_id"]}
+        assert_same(
+            model([{**clip, "reference_images": {i: image(100 + i) for i in ids}}])[0], result
+        )
+
+
+def test_memory_does_not_grow_with_the_video(config):
+    model = build(config("clab_quick")).eval()
+    sizes = []
+    for clip in test_clips(1, 30):
+        model([clip])
+        sizes.append(len(model.memory))
+    assert max(sizes) == 5
+
+
+def test_an_unreadable_key_frame_has_no_detections_and_no_part_in_others(config):
+    model = build(config("clab_quick")).eval()
+    clips = test_clips(1, 4)
+    for clip in clips:
+        if 2 in clip["reference_images"]:
+            clip["reference_images"][2] = None
+    clips[2]["image"] = None
+    results = [model([clip])[0]["instances"] for clip in clips]
+    assert [len(result) > 0 for result in results] == [True, True, False, True]
+
+
+def test_a_reference_that_was_never_given_is_named(config):
+    model = build(config("clab_quick")).eval()
+    clip = test_clips(1, 4)[3]
+    with pytest.raises(DataError, match="frame 1 of video"):
+        model([{**clip, "reference_images": {}}])
+
+
+def test_references_change_detections_only_where_the_model_aggregates(config):
+    for name, aggregates in (("faster_rcnn_quick", False), ("selsa_quick", True)):
+        model = build(config(name)).eval()
+        clips = test_clips(1, 2, window=1)
+        scores = model([clips[0]])[0]["instances"].scores
+        other = {**clips[0], "reference_images": {1: image(999)}}
+        changed = model([other])[0]["instances"].scores
+        equal = len(scores) == len(changed) and torch.allclose(scores, changed, atol=1e-7)
+        assert equal != aggregates
+        assert model.aggregates == aggregates
+
+
+def test_a_still_is_its_own_reference(config):
+    """Both references of a still are the still: one frame computed, counted twice."""
+    model = build(config("clab_quick", "MODEL.BACKBONE.FIX_BN_STATISTICS", True)).train()
+    clip = training_clip(1)
+    still = {**clip, "frame_id": 0, "reference_frame_ids": [0, 0], "reference_images": {}}
+    copies = {
+        **clip,
+        "reference_frame_ids": [3, 8],
+        "reference_images": {3: clip["image"], 8: clip["image"]},
+    }
+    torch.manual_seed(1)
+    expected = losses_of(model, [copies, training_clip(2)])
+    torch.manual_seed(1)
+    actual = losses_of(model, [still, training_clip(2)])
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value)
+
+
+def test_contrastive_weight_follows_the_iteration(config):
+    model = build(
+        config("clab_quick", "MODEL.CONTRASTIVE.WEIGHT.STEPS", 100)
+    ).train()
+    clips = [training_clip(1), training_clip(2)]
+    losses, weights = [], []
+    for iteration in (0, 50, 100, 150):
+        with EventStorage(iteration) as storage:
+            torch.manual_seed(0)
+            losses.append(model(clips)["loss_contrastive"].item())
+            weights.append(storage.latest()["contrastive/weight"][0])
+    start = model.contrastive_branch.weight_start
+    assert weights == pytest.approx([start, start / 2, 0, 0])
+    assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-4)
+    assert losses[2:] == [0, 0]
+
+
+def test_inference_has_nothing_of_the_branch(config):
+    """Same graph and same result with and without it."""
+    with_branch = build(config("clab_quick")).eval()
+    without = build(config("clab_quick", "MODEL.CONTRASTIVE.ENABLED", False)).eval()
+    state = with_branch.state_dict()
+    kept = {key: value for key, value in state.items() if not key.startswith("contrastive_branch")}
+    without.load_state_dict(kept)
+    used = []
+    with_branch.contrastive_branch.register_forward_hook(lambda *_: used.append(1))
+    with_branch.contrastive_branch.conv.register_forward_hook(lambda *_: used.append(1))
+    for clip in test_clips(1, 2):
+        assert_same(with_branch([clip])[0], without([clip])[0])
+    assert not used
+
+
+def test_a_tap_that_is_not_there_is_named(config):
+    with pytest.raises(ConfigError, match=r"MODEL\.CONTRASTIVE\.IN_FEATURE 'p9'"):
+        build(config("clab_quick", "MODEL.CONTRASTIVE.IN_FEATURE", "p9"))
+
+
+@pytest.mark.parametrize("tap", ["res2", "res3", "c5"])
+def test_taps_of_the_single_scale_backbone(config, tap):
+    model = build(config("clab_quick", "MODEL.CONTRASTIVE.IN_FEATURE", tap)).train()
+    assert losses_of(model, [training_clip(1), training_clip(2)])["loss_contrastive"] > 0
+
+
+def test_a_pyramid_taps_the_network_below_it(config):
+    model = build(config("clab_fpn_quick", "MODEL.CONTRASTIVE.IN_FEATURE", "res4")).train()
+    assert losses_of(model, [training_clip(1), training_clip(2)])["loss_contrastive"] > 0
