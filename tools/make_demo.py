@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The whole job on a small scale: make data, train, evaluate, draw. `make demo` runs this.
 
-    tools/make_demo.py             Mini VID: CLAB trained on it, validation videos and a real clip drawn
-    tools/make_demo.py --clip      a real clip: trained on some of its frames, evaluated on others
+    tools/make_demo.py          Mini VID: CLAB trained on it; validation videos and a clip drawn
+    tools/make_demo.py --clip   a real clip: trained on some of its frames, evaluated on others
 
 Each step is one of the project's own commands, printed before it runs; a step whose result is
 there already is not done again, and a training that was interrupted goes on.
@@ -19,7 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
@@ -27,7 +26,7 @@ from clab_d2.errors import DataError
 from clab_d2.evaluation.metrics import compute_metrics
 from clab_d2.evaluation.records import Detections, GroundTruth
 from clab_d2.video import VideoDetector, class_names, open_video, open_writer
-from clab_d2.visualization import draw_detections, enlarge, readable_scale, write_caption
+from clab_d2.visualization import draw_detections, readable_scale, write_caption
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_VID = Path("datasets/mini_vid")
@@ -107,7 +106,7 @@ def draw_validation_videos(weights: Path, output: Path) -> None:
             with open_video(ROOT / MINI_VID / "Data" / "VID" / video["name"]) as source:
                 for frame, instances in detector.detect(source):
                     scale = readable_scale(*frame.shape[:2])
-                    drawn = draw_detections(frame, instances, names, score_threshold=0.5, scale=scale)
+                    drawn = draw_detections(frame, instances, names, 0.5, scale)
                     writer.write(write_caption(drawn, video["name"].rsplit("/", 1)[-1]))
 
 
@@ -116,13 +115,11 @@ def demo(output: Path) -> list[Path]:
     run("datasets/make_mini_vid.py", "--output", MINI_VID)
     weights = output / "model_final.pth"
     started = time.monotonic()
-    if not (ROOT / weights).exists():
+    results = output / "inference/mini_vid_val/predictions.json"
+    if not (ROOT / results).exists():
         train(CONFIG, output)
         print(f"trained and evaluated in {(time.monotonic() - started) / 60:.1f} minutes")
-    print_table(
-        MINI_VID / "annotations/imagenet_vid_val.json",
-        output / "inference/mini_vid_val/predictions.json",
-    )
+    print_table(MINI_VID / "annotations/imagenet_vid_val.json", results)
     drawn, bikes = output / "validation_videos.mp4", output / "bikes.mp4"
     draw_validation_videos(weights, drawn)
     run(
@@ -140,16 +137,11 @@ def clip_demo(output: Path) -> list[Path]:
     clip, frames = find_clip("bigbuckbunny.mp4"), ROOT / "datasets" / "bigbuckbunny"
     extract_frames(clip, frames)
     clip_output = output / "clip"
-    start = clip_output / "mini_vid_weights.pth"
-    if not (ROOT / start).exists():
-        run("tools/convert_checkpoint.py", mini_vid_weights, start, "--new-classes")
     weights = clip_output / "model_final.pth"
-    if not (ROOT / weights).exists():
-        train(CLIP_CONFIG, clip_output, "MODEL.WEIGHTS", str(start))
-    print_table(
-        Path("datasets/real_clips/bigbuckbunny_val.json"),
-        clip_output / "inference/bigbuckbunny_val/predictions.json",
-    )
+    results = clip_output / "inference/bigbuckbunny_val/predictions.json"
+    if not (ROOT / results).exists():
+        train(CLIP_CONFIG, clip_output, "MODEL.WEIGHTS", str(mini_vid_weights))
+    print_table(Path("datasets/real_clips/bigbuckbunny_val.json"), results)
     drawn = clip_output / "bigbuckbunny.mp4"
     run(
         "tools/demo.py", "--config-file", CLIP_CONFIG, "--input", clip, "--output", drawn,
