@@ -166,6 +166,8 @@ def test_rounding_at_the_border_is_no_fault(make_dataset: MakeDataset) -> None:
     dataset = make_dataset(lengths=(2,))
     box(dataset, 0)["bbox"] = [-0.6, 4, 33.2, 8]
     assert "boxes outside the image" not in check(dataset)
+    box(dataset, 0)["bbox"] = [0, 4, 33.5, 8]
+    assert check(dataset)["boxes outside the image"] == 1
 
 
 def test_frames_are_read_on_request(make_dataset: MakeDataset) -> None:

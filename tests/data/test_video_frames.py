@@ -119,18 +119,73 @@ def test_a_turned_phone_gives_upright_frames(degrees: int, tmp_path: Path) -> No
     assert difference.max() <= 3
 
 
-def test_reads_in_a_forked_process(b_frames) -> None:
-    reader, played = b_frames
+def test_reads_in_a_forked_process(tmp_path: Path) -> None:
+    # Noise makes the file larger than what is read ahead, so that the place in it matters.
+    noise = np.random.default_rng(0).integers(0, 255, (NUM_FRAMES, 96, 128, 3), dtype=np.uint8)
+    path = encode(tmp_path / "a.mp4", list(noise), options={"crf": "5"})
+    assert path.stat().st_size > 500_000
+    played = play(path)
+    reader = VideoFrameReader(path)
     reader.read(20)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        good = all(np.array_equal(reader.read(i), played[i]) for i in (21, 3, 40))
-        os.write(write_end, b"1" if good else b"0")
-        os._exit(0)
+        good = False
+        try:
+            good = all(np.array_equal(reader.read(i), played[i]) for i in (21, 3, 40))
+        finally:
+            os.write(write_end, b"1" if good else b"0")
+            os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read_end, 1) == b"1"
-    for index in (21, 22, 5):  # the child has not moved the parent's place in the file
+    for index in (*range(21, NUM_FRAMES), 5):  # the child has not moved the parent's place
+        np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_a_seek_that_goes_too_far_is_noticed(tmp_path: Path, monkeypatch) -> None:
+    path = make(tmp_path, "open groups of pictures")
+    played = play(path)
+    reader = VideoFrameReader(path)
+    reader.read(0)
+
+    class Overshooting:
+        """A container that seeks to the key frame after the one asked for."""
+
+        def __init__(self, container: object) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.container, name)
+
+        def seek(self, pts: int, **how: object) -> None:
+            keyframes = [*reader._index.keyframe_pts.tolist(), 10**9]
+            later = keyframes[min(keyframes.index(pts) + 1, len(keyframes) - 2)]
+            self.container.seek(later, **how)
+
+    reader._container = Overshooting(reader._container)
+    for index in (40, 41, 14, 30, 2):
+        np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_what_an_edit_list_trims_is_no_frame(tmp_path: Path) -> None:
+    whole = encode(tmp_path / "whole.mp4", moving_pictures(40), b_frames=0)
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(whole)) as source:
+        stream = source.streams.video[0]
+        options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+        with av.open(str(path), "w", options=options) as target:
+            copy = target.add_stream_from_template(stream)
+            shift = int(5 / 25 / stream.time_base)  # the first five frames go before time 0
+            for packet in source.demux(stream):
+                if packet.dts is not None:
+                    packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                    packet.stream = copy
+                    target.mux(packet)
+    played = play(path)
+    assert len(played) == 35
+    reader = VideoFrameReader(path)
+    assert len(reader) == 35
+    for index in (20, 0, 34, 3):
         np.testing.assert_array_equal(reader.read(index), played[index])
 
 
