@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # More arguments for pip, for example another index with a torch for your CUDA
 PIP_ARGS ?=
-TEST_ARGS ?= -q --durations=15
+TEST_ARGS ?= -q --durations=15 -n 2 --dist loadfile
 
 RUN := $(VENV)/bin/python
 # Written last, so it exists only where a whole set-up is
@@ -27,7 +27,7 @@ ifneq ($(origin PYTHON),file)
 endif
 
 test: venv ## run every test (TEST_ARGS for pytest's arguments)
-	$(RUN) -m pytest $(TEST_ARGS) tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS) tests
 
 demo: venv ## make Mini VID, train CLAB on it, evaluate, draw detections on a video
 	$(RUN) tools/make_demo.py

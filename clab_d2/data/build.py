@@ -159,4 +159,4 @@ def _has_object(record: Record) -> bool:
 
 def _worker_options(num_workers: int) -> dict[str, Any]:
     # Workers read ahead, so that a clip of large frames doesn't hold up a step.
-    return {"prefetch_factor": 4, "persistent_workers": True} if num_workers else {}
+    return {"prefetch_factor": 4} if num_workers else {}

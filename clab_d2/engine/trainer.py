@@ -114,6 +114,9 @@ class Trainer(DefaultTrainer):
     def train(self) -> Any:
         results = super().train()
         collect_bad_frames(self.cfg.DATASETS.TRAIN)
+        # Ends the loader's workers in order. At exit Python would send them SIGTERM, which they
+        # take for a batch system's (StopOnSignal) and sit out.
+        self._trainer._data_loader_iter_obj = None
         return results
 
     @classmethod
