@@ -24,7 +24,9 @@ TILE = 512
 
 def weighted_rows(table: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows: (P, D) table, (N, S) positions and weights -> (N, D)."""
-    return F.embedding_bag(positions, table, per_sample_weights=weights, mode="sum")
+    return F.embedding_bag(
+        positions, table, per_sample_weights=weights.to(table.dtype), mode="sum"
+    )
 
 
 class BinInterpolation(NamedTuple):
@@ -40,7 +42,7 @@ class BinInterpolation(NamedTuple):
 
     def of(self, table: Tensor) -> Tensor:
         """Interpolate the rows of ``table`` (h * w, D) -> (N, D)."""
-        return weighted_rows(table, self.positions, self.weights.to(table.dtype))
+        return weighted_rows(table, self.positions, self.weights)
 
 
 class MostSimilar(NamedTuple):
@@ -92,6 +94,8 @@ def bin_interpolation(
     """
     if sampling_ratio <= 0:
         raise ValueError("the interpolation needs a positive sampling ratio")
+    # Half precision cannot tell a pixel from the next at coordinates of hundreds.
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     corners = boxes * scale - 0.5
     sizes = (boxes[:, 2:] - boxes[:, :2]) * scale
     x, x_weight = _axis_interpolation(

@@ -78,7 +78,7 @@ class FastROIPooler(ROIPooler):
         for index, (feature, scale) in enumerate(zip(levels, self.scales, strict=True)):
             chosen = (level_of == index).nonzero().flatten()
             interpolation = bin_interpolation(
-                boxes.tensor[chosen].to(feature.dtype),
+                boxes.tensor[chosen].to(torch.promote_types(boxes.tensor.dtype, feature.dtype)),
                 size,
                 scale,
                 self.sampling_ratio,

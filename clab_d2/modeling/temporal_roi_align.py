@@ -100,7 +100,11 @@ class TemporalRoIAlign(nn.Module):
         """Most similar positions of every bin in every reference."""
         size = math.isqrt(len(bins) // len(boxes))
         interpolation = bin_interpolation(
-            boxes.to(feature.dtype), size, scale, sampling_ratio, *feature.shape[-2:]
+            boxes.to(torch.promote_types(boxes.dtype, feature.dtype)),
+            size,
+            scale,
+            sampling_ratio,
+            *feature.shape[-2:],
         )
         key_rows = map_rows(feature)
         norms = bins.norm(dim=1)

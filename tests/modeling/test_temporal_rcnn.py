@@ -113,6 +113,25 @@ def test_trains_and_detects(config, name):
 
 
 @pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick"])
+def test_mixed_precision_trains_and_detects(config, name):
+    """Every product in bfloat16 that autocast allows: nothing mixes types, losses stay near."""
+    model = build(config(name)).train()
+    clips = [training_clip(1), training_clip(2)]
+    torch.manual_seed(0)
+    full = losses_of(model, clips)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = losses_of(model, clips)
+        sum(mixed.values()).backward()
+    for key, value in full.items():
+        assert mixed[key].item() == pytest.approx(value.item(), rel=0.2, abs=0.02)
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        for clip in test_clips(1, 2):
+            assert torch.isfinite(model([clip])[0]["instances"].scores).all()
+
+
+@pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick"])
 def test_a_batch_of_clips_equals_the_clips_one_by_one(config, name):
     """Also where they differ in size: no clip sees another's padding."""
     # All RoIs and anchors are drawn, so that sampling plays no part; statistics of a batch would
