@@ -24,13 +24,11 @@ class FrameFeatures:
     """All that a frame's detection, as key or as reference, needs of its image.
 
     Attributes:
-        image_size: (height, width) of the image given to the model.
         features: feature maps by name, (1, C, h, w).
         proposals: RPN proposals, best first.
         encoded: keys and values of the proposals for each SELSA block; empty without SELSA.
     """
 
-    image_size: tuple[int, int]
     features: dict[str, Tensor]
     proposals: Instances
     encoded: list[KeyValue] = field(default_factory=list)

@@ -220,9 +220,7 @@ class TemporalRCNN(nn.Module):
                 )
 
         references = {
-            index: FrameFeatures(
-                tuple(frames.images[index].shape[-2:]), features[index], reference_proposals[index]
-            )
+            index: FrameFeatures(features[index], reference_proposals[index])
             for index in as_reference
         }
         if references:
@@ -231,7 +229,7 @@ class TemporalRCNN(nn.Module):
                 frame.encoded = keys_values
         _, roi_losses = self.roi_heads(
             [
-                FrameFeatures(tuple(frames.images[index].shape[-2:]), features[index], proposal)
+                FrameFeatures(features[index], proposal)
                 for index, proposal in zip(keys, key_proposals, strict=True)
             ],
             key_proposals,
@@ -365,7 +363,6 @@ class TemporalRCNN(nn.Module):
         wanted = self.roi_heads.in_features
         frames = [
             FrameFeatures(
-                image_size=batch.image_sizes[index],
                 features={name: maps[name][index : index + 1] for name in wanted},
                 proposals=proposals[index],
             )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from encoded_videos import encode, moving_pictures, play
-from tiny_videos import CLASSES, TinyVideos, make_tiny_videos
+from tiny_videos import CLASSES, TinyVideos
 from tool_modules import import_tool
 
 import clab_d2.video
@@ -21,16 +21,6 @@ from clab_d2.data import build_vid_test_loader
 from clab_d2.engine.launch import load_config
 
 demo = import_tool("demo")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyVideos:
-    return make_tiny_videos(tmp_path_factory.mktemp("tiny"), lengths=(6, 3, 1))
-
-
-@pytest.fixture(scope="module")
-def config_file(repo_root: Path) -> str:
-    return str(repo_root / "configs" / "quick_schedules" / "clab_quick.yaml")
 
 
 @pytest.fixture(scope="module")

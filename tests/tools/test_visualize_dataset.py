@@ -17,16 +17,6 @@ from clab_d2.engine.launch import load_config
 tool = import_tool("visualize_dataset")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyVideos:
-    return make_tiny_videos(tmp_path_factory.mktemp("tiny"), lengths=(6, 3, 1))
-
-
-@pytest.fixture(scope="module")
-def config_file(repo_root: Path) -> str:
-    return str(repo_root / "configs" / "quick_schedules" / "clab_quick.yaml")
-
-
 def run(config_file: str, tiny: TinyVideos, *arguments: object) -> int:
     return tool.main(["--config-file", config_file, *map(str, arguments), "--opts", *tiny.options])
 
