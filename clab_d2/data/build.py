@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,8 @@ from detectron2.data.build import (
 )
 from torch.utils.data import DataLoader
 
-from clab_d2.data.catalog import check_registered, check_same_classes
-from clab_d2.data.coco_vid import get_video_table, load_coco_vid
+from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
+from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
 from clab_d2.errors import ConfigError, DataError
@@ -30,9 +29,6 @@ from clab_d2.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-
-# Files looked for before a job begins, spread over the dataset.
-_FILES_TO_PROBE = 20
 
 
 def build_vid_train_loader(cfg: CfgNode) -> Any:
@@ -128,29 +124,11 @@ def get_key_frames(names: Sequence[str], filter_empty: bool = True) -> list[Reco
 
 
 def _load(name: str, key_frames_only: bool) -> list[Record]:
-    check_registered(name)
+    check_video_dataset(name)
     metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") != "vid":
-        raise ConfigError(
-            f"{name!r} is no video dataset; name its JSON and image folder in DATASETS.VID (COCO "
-            "files serve as still clips)"
-        )
     records = load_coco_vid(metadata.json_file, metadata.image_root, name, key_frames_only)
-    _probe_files(name)
+    check_frames(name)
     return records
-
-
-def _probe_files(name: str) -> None:
-    """Say at once if the image folder is wrong, rather than frame by frame once it all runs."""
-    table = get_video_table(name)
-    step = max(len(table.video_ids) // _FILES_TO_PROBE, 1)
-    probed = [table.file_name(video_id, 0) for video_id in table.video_ids[::step]]
-    # A frame of a video file is named <file>#<index>.
-    if not any(os.path.exists(f) or os.path.exists(f.rpartition("#")[0]) for f in probed):
-        raise DataError(
-            f"{table.image_root}: none of {len(probed)} frame(s) looked for is there, the first "
-            f"being {probed[0]}; correct the image folder of dataset {name!r}, or fetch its frames"
-        )
 
 
 def _has_object(record: Record) -> bool:

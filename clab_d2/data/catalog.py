@@ -11,12 +11,15 @@ from detectron2.utils import comm
 
 from clab_d2.data.coco_vid import (
     get_video_table,
+    load_coco_vid,
     logger,
-    missing_file,
     read_classes_metadata,
     register_coco_vid,
 )
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, DataError
+
+# Frames looked for before a job begins, spread over the dataset.
+_FRAMES_TO_PROBE = 20
 
 
 def register_datasets_from_config(cfg: CfgNode) -> None:
@@ -72,17 +75,56 @@ def check_num_classes(cfg: CfgNode) -> None:
 
 
 def check_files(names: Iterable[str]) -> None:
-    """Check that datasets needed later have their annotation files, before hours go by.
+    """Check that datasets needed later can be used, before hours go by.
+
+    The annotations are read whole; of the frames some are looked for.
 
     Raises:
-        ConfigError: a dataset is not registered.
-        DataError: its annotation file is not there.
+        ConfigError: a dataset is not registered, or no video dataset.
+        DataError: its annotation file is missing or unusable, or none of its frames can be found.
     """
     for name in names:
-        check_registered(name)
-        json_file = MetadataCatalog.get(name).get("json_file")
-        if json_file is not None and not os.path.isfile(json_file):
-            raise missing_file(json_file)
+        check_video_dataset(name)
+        # Rather than get_video_table, which would be content with what was read long ago.
+        metadata = MetadataCatalog.get(name)
+        load_coco_vid(metadata.json_file, metadata.image_root, name, key_frames_only=True)
+        check_frames(name)
+
+
+def check_frames(name: str) -> None:
+    """Say at once if the image root is wrong, rather than frame by frame once it all runs.
+
+    Raises:
+        DataError: no video of the dataset is there, or none of the frames looked for.
+    """
+    table = get_video_table(name)
+    if table.not_found:
+        missing = f"dataset {name!r}: {table.not_found[0]}"
+        remedy = "fetch either, or correct the image root or the annotations"
+        if len(table.not_found) == len(table.video_ids):
+            raise DataError(f"{table.image_root}: {missing}; {remedy}")
+        logger.warning(
+            "%s (%d of %d videos are missing); %s", missing, len(table.not_found),
+            len(table.video_ids), remedy,
+        )
+    step = max(len(table.video_ids) // _FRAMES_TO_PROBE, 1)
+    probed = [table.file_name(video_id, 0) for video_id in table.video_ids[::step]]
+    # A frame of a video file is named <file>#<index>.
+    if not any(os.path.exists(f) or os.path.exists(f.rpartition("#")[0]) for f in probed):
+        raise DataError(
+            f"{table.image_root}: none of {len(probed)} frame(s) looked for is there, the first "
+            f"being {probed[0]}; correct the image folder of dataset {name!r}, or fetch its frames"
+        )
+
+
+def check_video_dataset(name: str) -> None:
+    """Raise a ConfigError unless ``name`` is a registered dataset of videos (or stills)."""
+    check_registered(name)
+    if MetadataCatalog.get(name).get("evaluator_type") != "vid":
+        raise ConfigError(
+            f"{name!r} is no video dataset; name its JSON and image folder in DATASETS.VID (COCO "
+            "files serve as still clips)"
+        )
 
 
 def check_registered(name: str) -> None:

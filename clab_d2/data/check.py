@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from clab_d2.data.coco_vid import read_coco_json
+from clab_d2.data.frame_files import FrameFiles
 from clab_d2.data.frames import read_frame
 from clab_d2.data.video_frames import VideoFrameReader, split_frame_name
 from clab_d2.data.video_table import join_image_root
@@ -119,7 +120,7 @@ def check_dataset(
 
     Args:
         json_file: the annotations.
-        image_root: folder that file names are relative to.
+        image_root: folder that file names are relative to, or a single video's file.
         frames: also decode every frame, and compare its size with the JSON's.
         workers: frames read at a time; default one a core.
         classes: the classes that the JSON's categories must be among; None admits any.
@@ -127,7 +128,8 @@ def check_dataset(
         progress: wraps the iteration over frames, given their number (tqdm, say).
 
     Raises:
-        DataError: the JSON is missing, cut off or not COCO, so that nothing can be checked.
+        DataError: the JSON is missing, cut off or not COCO, or the image root can't be the
+            dataset's, so that nothing can be checked.
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     data = read_coco_json(json_file)
@@ -136,7 +138,7 @@ def check_dataset(
     images = _check_images(data, findings)
     _check_annotations(data["annotations"], images, categories, findings)
     _check_videos(data, findings)
-    present = _check_files(images.values(), image_root, findings)
+    present = _check_files(_locate_frames(data, images, image_root, findings), findings)
     num_read = 0
     if frames:
         num_read = _check_frames(present, workers, progress, findings)
@@ -203,6 +205,8 @@ def _check_videos(data: Json, findings: _Findings) -> None:
             continue
         if video["id"] in names:
             findings.error("videos that share an id", video["id"])
+        if video.get("file") is not None and not isinstance(video["file"], str):
+            findings.error('videos whose "file" is no name', f"{video['id']}: {video['file']}")
         names[video["id"]] = str(video.get("name") or video["id"])
     frames: dict[int, list[Json]] = defaultdict(list)
     for image in data["images"]:
@@ -311,14 +315,49 @@ def _check_box(bbox: Any, image: Json, place: str, findings: _Findings) -> None:
         findings.error("boxes outside the image", f"{place}: {bbox} in {size}")
 
 
-def _check_files(
-    images: Iterable[Json], image_root: str, findings: _Findings
+def _locate_frames(
+    data: Json, images: dict[int, Json], image_root: str, findings: _Findings
 ) -> list[tuple[str, Json]]:
-    """(file, image) of the frames whose file is there."""
+    """(file, image) of each frame, video by video: as the loader finds them, see FrameFiles."""
+    videos = {v["id"]: v for v in data.get("videos", []) if _has(v, "id", int)}
+    frames: dict[int, list[Json]] = {video_id: [] for video_id in videos}
+    stills: list[Json] = []
+    for image in images.values():
+        of_video = frames.get(image["video_id"]) if _has(image, "video_id", int) else None
+        numbered = _has(image, "frame_id", int)
+        (of_video if of_video is not None and numbered else stills).append(image)
+    files = FrameFiles(image_root, sum(map(bool, frames.values())) + len(stills))
+    located: list[tuple[str, Json]] = []
+    for video_id, of_video in frames.items():
+        video = videos[video_id]
+        of_video.sort(key=lambda image: image["frame_id"])
+        pictures = [image["file_name"] for image in of_video]
+        names = pictures
+        unfound = len(files.not_found)
+        if pictures:
+            try:
+                names = files.names(
+                    str(video.get("name") or ""),
+                    video["file"] if _has(video, "file", str) else None,
+                    pictures,
+                    [image["frame_id"] for image in of_video],
+                )
+            except DataError as error:
+                findings.error("videos whose file is not clear", error)
+        if len(files.not_found) > unfound:
+            findings.error("videos without pictures or file", files.not_found[-1])
+        located += zip(names, of_video, strict=True)
+    located += [(image["file_name"], image) for image in stills]
+    return [(join_image_root(files.root, name), image) for name, image in located]
+
+
+def _check_files(
+    frames: Iterable[tuple[str, Json]], findings: _Findings
+) -> list[tuple[str, Json]]:
+    """Those of the frames, (file, image), whose file is there."""
     there: dict[str, bool] = {}  # a video file is asked for once, not once a frame
     present = []
-    for image in images:
-        name = join_image_root(image_root, image["file_name"])
+    for name, image in frames:
         video = split_frame_name(name)
         file = video[0] if video is not None and not os.path.exists(name) else name
         if file not in there:

@@ -2,7 +2,8 @@
 
 The format is COCO's plus ``videos`` (id, name) and, for each image, ``video_id`` and ``frame_id``
 (from 0, without gaps); README.md in ``datasets/`` describes it. An image without a ``video_id``, as
-in an ordinary COCO file, is a still: a video of its own, of one frame.
+in an ordinary COCO file, is a still: a video of its own, of one frame. Frames need not be pictures:
+a video's ``file`` names the video file that they are read from (see :mod:`.frame_files`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from clab_d2.data.frame_files import FrameFiles
 from clab_d2.data.video_table import VideoRecord, VideoTable, join_image_root
 from clab_d2.errors import ConfigError, DataError
 
@@ -35,7 +37,7 @@ def register_coco_vid(name: str, metadata: Json, json_file: str, image_root: str
             this order, and any other category of the JSON is ignored (as DET's "other" is); without
             it the JSON's categories are the classes, in the JSON's order.
         json_file: the annotations.
-        image_root: folder that the JSON's file names are relative to.
+        image_root: folder that the JSON's file names are relative to, or a single video's file.
     """
     DatasetCatalog.register(name, lambda: load_coco_vid(json_file, image_root, name))
     MetadataCatalog.get(name).set(
@@ -50,7 +52,7 @@ def load_coco_vid(
 
     Args:
         json_file: the annotations.
-        image_root: folder that the JSON's file names are relative to.
+        image_root: folder that the JSON's file names are relative to, or a single video's file.
         name: the registered dataset this is; its metadata gives the classes if it declares any,
             and gets those of the JSON otherwise. It is also what :func:`get_video_table` finds the
             videos by.
@@ -68,19 +70,30 @@ def load_coco_vid(
 
     Raises:
         DataError: the file is missing or not whole JSON, or a record lacks a key, contradicts
-            another one or refers to one that isn't there.
+            another one or refers to one that isn't there; or it can't be told in which video file
+            a video's frames are.
     """
     json_file, image_root = str(json_file), str(image_root)
     data = read_coco_json(json_file)
     classes = _classes_of(json_file, data["categories"], name)
     videos = _group_into_videos(json_file, data)
-    _remember_table(name, json_file, image_root, videos)
+    files = FrameFiles(image_root, len(videos))
+    file_names = [
+        files.names(
+            video.name,
+            video.file,
+            [image["file_name"] for image in video.images],
+            range(len(video.images)),
+        )
+        for video in videos
+    ]
+    _remember_table(name, _source_of(json_file, image_root), files, videos, file_names)
     if name is not None:
         _set_metadata(name, classes)
 
     marked = any("is_vid_train_frame" in image for image in data["images"])
     records: list[Json] = []
-    for video in videos:
+    for video, names in zip(videos, file_names, strict=True):
         for frame_id, image in enumerate(video.images):
             annotated = bool(image.get("annotated", True))
             is_key_frame = annotated and (not marked or bool(image.get("is_vid_train_frame")))
@@ -88,7 +101,7 @@ def load_coco_vid(
                 continue
             records.append(
                 {
-                    "file_name": join_image_root(image_root, image["file_name"]),
+                    "file_name": join_image_root(files.root, names[frame_id]),
                     "height": image["height"],
                     "width": image["width"],
                     "image_id": image["id"],
@@ -136,7 +149,7 @@ def read_coco_json(json_file: str) -> Json:
         with open(json_file, encoding="utf-8") as file:
             data = json.load(file)
     except FileNotFoundError:
-        raise missing_file(json_file) from None
+        raise _missing_file(json_file) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{json_file}: not a whole JSON file ({error}); it was cut off or damaged, fetch or "
@@ -152,7 +165,7 @@ def read_coco_json(json_file: str) -> Json:
     return data
 
 
-def missing_file(json_file: str) -> DataError:
+def _missing_file(json_file: str) -> DataError:
     """Return the error that an annotation file is not there."""
     return DataError(
         f"{json_file}: no such annotation file; check the path (built-in datasets are looked for "
@@ -230,14 +243,19 @@ def _metadata_of(classes: _Classes) -> Json:
 class _Video:
     video_id: int
     name: str
+    file: str | None  # the video file that the JSON names
     images: list[Json]  # by frame
 
 
 def _group_into_videos(json_file: str, data: Json) -> list[_Video]:
     """Sort images into videos and check that each video's frames are 0, 1, 2, ... once each."""
     names: dict[int, str] = {}
+    files: dict[int, str] = {}
     for position, video in enumerate(data.get("videos", [])):
         _require(json_file, "videos", position, video, {"id": int})
+        if video.get("file") is not None:
+            _require(json_file, "videos", position, video, {"file": str})
+            files[video["id"]] = video["file"]
         if video["id"] in names:
             raise DataError(
                 f'{json_file}: two videos have the id {video["id"]}; give each its own'
@@ -277,7 +295,7 @@ def _group_into_videos(json_file: str, data: Json) -> list[_Video]:
             if image["frame_id"] != expected:
                 _raise_frame_error(json_file, names[video_id] or f"{video_id}", expected, image)
         if images:
-            videos.append(_Video(video_id, names[video_id], images))
+            videos.append(_Video(video_id, names[video_id], files.get(video_id), images))
     if len(videos) < len(frames):
         empty = [names[v] or f"{v}" for v, images in frames.items() if not images]
         logger.warning(
@@ -285,7 +303,7 @@ def _group_into_videos(json_file: str, data: Json) -> list[_Video]:
             _some(empty),
         )
     first_still = max(frames, default=0) + 1
-    videos += [_Video(first_still + i, "", [image]) for i, image in enumerate(stills)]
+    videos += [_Video(first_still + i, "", None, [image]) for i, image in enumerate(stills)]
     return videos
 
 
@@ -310,8 +328,11 @@ def _attach_annotations(
     known_images = {image["id"] for image in data["images"]}
     annotations_of = {record["image_id"]: record["annotations"] for record in records}
     needed = {"image_id": int, "category_id": int, "bbox": list}
+    optional = {"instance_id": int, "motion_iou": float, "area": float}
     for position, annotation in enumerate(data["annotations"]):
         _require(json_file, "annotations", position, annotation, needed)
+        given = {k: kind for k, kind in optional.items() if annotation.get(k) is not None}
+        _require(json_file, "annotations", position, annotation, given)
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if image_id not in known_images:
             raise DataError(
@@ -338,7 +359,7 @@ def _attach_annotations(
                     "bbox": [float(value) for value in bbox],
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "category_id": category,
-                    "instance_id": annotation.get("instance_id", -1),
+                    "instance_id": annotation["instance_id"] if "instance_id" in given else -1,
                     "iscrowd": int(annotation.get("iscrowd", 0)),
                 }
             )
@@ -355,11 +376,13 @@ def _is_box(bbox: list[Any]) -> bool:
 def _require(json_file: str, list_name: str, position: int, record: Any, keys: Json) -> None:
     for key, kind in keys.items():
         value = record.get(key) if isinstance(record, dict) else None
-        if isinstance(value, kind) and not isinstance(value, bool):
+        # An integer is a number, as in typing.
+        kinds = (int, float) if kind is float else kind
+        if isinstance(value, kinds) and not isinstance(value, bool):
             continue
         identity = f" (id {record['id']})" if isinstance(record, dict) and "id" in record else ""
         what = "no" if value is None else f"{value!r} as"
-        names = {int: "an integer", str: "a string", list: "a list"}
+        names = {int: "an integer", float: "a number", str: "a string", list: "a list"}
         raise DataError(
             f'{json_file}: {list_name}[{position}]{identity} has {what} "{key}"; it must be '
             f"{names[kind]}"
@@ -402,18 +425,25 @@ def _source_of(json_file: str, image_root: str) -> tuple[Any, ...]:
 
 
 def _remember_table(
-    name: str | None, json_file: str, image_root: str, videos: Sequence[_Video]
+    name: str | None,
+    source: tuple[Any, ...],
+    files: FrameFiles,
+    videos: Sequence[_Video],
+    file_names: Sequence[Sequence[str]],
 ) -> None:
-    source = _source_of(json_file, image_root)
-    if name is None or (name in _tables and _tables[name].source == source):
+    if name is None:
+        return
+    known = _tables.get(name)
+    # What was not found may be there by now: then it is another table.
+    if known and known.source == source and known.table.not_found == tuple(files.not_found):
         return  # the same table, with what it knows of unreadable frames
     records = [
         VideoRecord(
             video.video_id,
             video.name,
-            [image["file_name"] for image in video.images],
+            names,
             [(image["height"], image["width"]) for image in video.images],
         )
-        for video in videos
+        for video, names in zip(videos, file_names, strict=True)
     ]
-    _tables[name] = _KnownTable(source, VideoTable(image_root, records))
+    _tables[name] = _KnownTable(source, VideoTable(files.root, records, files.not_found))

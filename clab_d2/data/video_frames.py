@@ -363,20 +363,22 @@ def _open_container(path: str, threads: int) -> tuple[Any, Any]:
 
 def _decoded_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
     """Frames in order of display; packets that cannot be decoded are passed over."""
-    av = _import_av()
+    errors = _import_av().error
+    # Looked up now: at Python's exit, which also ends this generator, they are gone.
+    damage, any_error = (errors.EOFError, errors.InvalidDataError, ValueError), errors.FFmpegError
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
-        except av.error.FFmpegError:
+        except any_error:
             return  # damaged beyond what the demuxer can step over: the same as the end
         if packet is None:
             return
         try:
             yield from packet.decode()
-        except (av.error.EOFError, av.error.InvalidDataError, ValueError):
+        except damage:
             continue
-        except av.error.FFmpegError as error:
+        except any_error as error:
             logger.debug("%s: packet not decoded: %s", container.name, error)
 
 

@@ -39,10 +39,15 @@ class VideoTable:
     Args:
         image_root: folder that the file names are relative to.
         videos: the videos, in the dataset's order.
+        not_found: for each video that is known to be neither there as pictures nor as a video file,
+            which two were looked for.
     """
 
-    def __init__(self, image_root: str, videos: Sequence[VideoRecord]) -> None:
+    def __init__(
+        self, image_root: str, videos: Sequence[VideoRecord], not_found: Sequence[str] = ()
+    ) -> None:
         self.image_root = image_root
+        self.not_found = tuple(not_found)
         self.video_ids: list[int] = [video.video_id for video in videos]
         self._video_names = [video.name for video in videos]
         self._row = {video_id: row for row, video_id in enumerate(self.video_ids)}

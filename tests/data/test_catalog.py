@@ -129,8 +129,19 @@ def test_bad_frames_are_collected_once(
 def test_files_needed_later(make_dataset: MakeDataset) -> None:
     made = make_dataset((3,))
     check_files([made.name])
+    whole = made.json_file.read_text()
+    for content, message in (
+        (whole[: len(whole) // 2], r"annotations.json: not a whole JSON file"),
+        (whole.replace('"image_id"', '"of"'), r'annotations.json: annotations\[0\] .*"image_id"'),
+        (whole.replace("v1/", "v9/"), r"none of 1 frame\(s\) looked for is there, .*v9/000000.png"),
+    ):
+        made.json_file.write_text(content)
+        with pytest.raises(DataError, match=message):
+            check_files([made.name])
     made.json_file.unlink()
     with pytest.raises(DataError, match=r"annotations.json: no such annotation file"):
         check_files([made.name])
     with pytest.raises(ConfigError, match=r"dataset 'yours' is not registered"):
         check_files(["yours"])
+    with pytest.raises(ConfigError, match=r"'coco_2017_val' is no video dataset"):
+        check_files(["coco_2017_val"])

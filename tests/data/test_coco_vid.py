@@ -65,6 +65,7 @@ def test_plain_coco_is_stills(make_dataset: MakeDataset) -> None:
     del dataset.data["videos"]
     for annotation in dataset.data["annotations"]:
         del annotation["instance_id"], annotation["iscrowd"]
+    dataset.data["annotations"][1]["instance_id"] = None
     dataset.save()
     records = _load(dataset)
     assert [(r["frame_id"], r["num_frames"]) for r in records] == [(0, 1)] * 3
@@ -144,6 +145,9 @@ def _change(key: str, index: int, **values: Any) -> Callable[[dict[str, Any]], N
         (_change("annotations", 2, bbox=[1, 2, -3, 4]), "annotation 3 has bbox .* four finite"),
         (_change("annotations", 2, bbox=[1, 2, float("nan"), 4]), "annotation 3 has bbox"),
         (_change("annotations", 2, bbox=[1, 2, None, 4]), "annotation 3 has bbox"),
+        (_change("annotations", 2, instance_id="a"), "has 'a' as \"instance_id\"; it must be an i"),
+        (_change("annotations", 2, motion_iou="a"), "has 'a' as \"motion_iou\"; it must be a num"),
+        (_change("annotations", 2, area=[1]), r"has \[1\] as \"area\"; it must be a number"),
         (lambda d: d.update(annotations=[]), "no frame is annotated"),
         (
             lambda d: [image.update(annotated=False) for image in d["images"]],

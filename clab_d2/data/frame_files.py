@@ -1,0 +1,142 @@
+"""Where the frames of a dataset are: pictures in its image root, or video files read on demand.
+
+Decided once a video, from its first and last picture, so that a dataset of a million pictures isn't
+asked for each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from clab_d2.data.video_frames import VIDEO_SUFFIXES, is_video_file, split_frame_name
+from clab_d2.data.video_table import join_image_root
+from clab_d2.errors import DataError
+
+__all__ = ["FrameFiles"]
+
+
+class FrameFiles:
+    """Finds the frames of one dataset, video by video.
+
+    A video's frames are, whichever is there first,
+
+    - frames of the image root, where that is itself a video file;
+    - the pictures that the JSON names;
+    - frames of the video file that the JSON names for the video (its ``file``) or, where it names
+      none, of one in the image root that is called like the video (``<name>.mp4`` and the like).
+
+    Args:
+        image_root: the folder that names are relative to, or the dataset's only video as a file.
+        num_videos: how many videos (stills included) the dataset has.
+
+    Attributes:
+        root: the folder that :meth:`names` are relative to.
+        not_found: for each video that names a ``file`` and has neither that nor its pictures, which
+            two were looked for.
+
+    Raises:
+        DataError: the image root is a file, but no video file, or there are several videos.
+    """
+
+    def __init__(self, image_root: str, num_videos: int) -> None:
+        self.root = image_root
+        self.not_found: list[str] = []
+        self._only_video: str | None = None
+        self._videos_in: dict[str, list[str]] = {}
+        if not os.path.isfile(image_root):
+            return
+        if not is_video_file(image_root):
+            raise DataError(
+                f"{image_root}: neither a folder nor a video file ({_suffixes()}); correct the "
+                "image root"
+            )
+        if num_videos != 1:
+            raise DataError(
+                f"{image_root}: one video file as image root, but the annotations are of "
+                f'{num_videos} videos; name the folder of the video files, and each one\'s "file" '
+                "in the JSON"
+            )
+        self.root, self._only_video = os.path.split(image_root)
+
+    def names(
+        self, video: str, file: str | None, file_names: Sequence[str], frame_ids: Sequence[int]
+    ) -> list[str]:
+        """Return where each frame of a video is, relative to :attr:`root`.
+
+        Args:
+            video: the video's name.
+            file: the video file that the JSON names for it, or None.
+            file_names: what the JSON calls each frame, in order; at least one.
+            frame_ids: the number of each, which is its number in a video file, from 0.
+
+        Returns:
+            The file names as they are, or ``<video file>#<number>`` of each.
+
+        Raises:
+            DataError: the pictures are not there, and ``file`` has no video's suffix, or several
+                video files are called like the video.
+        """
+        video_file = self._only_video or self._video_file(video, file, file_names)
+        if video_file is None:
+            return list(file_names)
+        return [
+            f"{video_file}#{_number_in_file(name, frame_id)}"
+            for name, frame_id in zip(file_names, frame_ids, strict=True)
+        ]
+
+    def _video_file(self, video: str, file: str | None, file_names: Sequence[str]) -> str | None:
+        candidates = self._called_like(video) if file is None else [file]
+        if not candidates:
+            return None
+        missing = [n for n in (file_names[0], file_names[-1]) if not self._frame_is_there(n)]
+        if not missing:
+            return None
+        if not is_video_file(candidates[0]):
+            raise DataError(
+                f'{self.root}: video {video} has no picture {missing[0]} and its "file" {file!r} '
+                f"is no video file; its name must end with one of {_suffixes()}"
+            )
+        if len(candidates) > 1:
+            raise DataError(
+                f"{self.root}: video {video} may be {' or '.join(candidates)}; name the right one "
+                'as "file" of the video in the JSON, or remove the others'
+            )
+        if file is None or os.path.isfile(join_image_root(self.root, file)):
+            return candidates[0]
+        picture, clip = (join_image_root(self.root, name) for name in (missing[0], file))
+        self.not_found.append(f"neither the picture {picture} nor the video file {clip} is there")
+        return None
+
+    def _frame_is_there(self, name: str) -> bool:
+        path = join_image_root(self.root, name)
+        if os.path.exists(path):
+            return True
+        in_video = split_frame_name(path)
+        return in_video is not None and os.path.isfile(in_video[0])
+
+    def _called_like(self, video: str) -> list[str]:
+        """Video files in the image root that are called like a video, with or without a suffix."""
+        if not video:
+            return []
+        folder, _, name = video.rpartition("/")
+        if folder not in self._videos_in:
+            # One look at the folder, rather than one at each name that a video file might have.
+            try:
+                files = os.listdir(join_image_root(self.root, folder) or ".")
+            except OSError:
+                files = []
+            self._videos_in[folder] = sorted(file for file in files if is_video_file(file))
+        found = [f for f in self._videos_in[folder] if name in (f, os.path.splitext(f)[0])]
+        found = [f"{folder}/{file}" if folder else file for file in found]
+        return [file for file in found if os.path.isfile(join_image_root(self.root, file))]
+
+
+def _number_in_file(name: str, frame_id: int) -> int:
+    """A frame that the JSON names by its number in a video file keeps that number."""
+    in_video = split_frame_name(name)
+    return frame_id if in_video is None else in_video[1]
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(VIDEO_SUFFIXES))
