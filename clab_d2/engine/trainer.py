@@ -20,7 +20,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from clab_d2.data import build_vid_test_loader, build_vid_train_loader, collect_bad_frames
+from clab_d2.data import (
+    build_vid_test_loader,
+    build_vid_train_loader,
+    check_files,
+    collect_bad_frames,
+)
 from clab_d2.engine.checkpointer import VIDCheckpointer
 from clab_d2.engine.hooks import DataOrder, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
@@ -38,7 +43,12 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: the config; its schedule is scaled to the number of processes where
                 ``SOLVER.REFERENCE_WORLD_SIZE`` says so (:meth:`auto_scale_workers`).
+
+        Raises:
+            ConfigError, DataError: a dataset can't be used, those of the evaluation included, so
+                that this shows before the first iteration and not after the last.
         """
+        self.check_test_data(cfg)
         # DefaultTrainer calls its own version of this, which then finds nothing left to scale.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         with _ddp_for_device(cfg.MODEL.DEVICE):
@@ -49,6 +59,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         return build_vid_train_loader(cfg)
+
+    @classmethod
+    def check_test_data(cls, cfg: CfgNode) -> None:
+        """Look at what :meth:`build_test_loader` is going to need; override them together."""
+        check_files(cfg.DATASETS.TEST)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 from clab_d2 import get_clab_cfg
 from clab_d2.data import register_datasets_from_config
 from clab_d2.engine import Trainer
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, DataError
 
 SEEN: list[str] = []
 
@@ -102,6 +102,32 @@ def test_resumed_training_goes_on_with_the_data(cfg: CfgNode, tmp_path: Path) ->
         torch.load(f"{cfg.OUTPUT_DIR}/model_final.pth")["model"]["weight"],
         torch.load(f"{tmp_path}/out/model_final.pth")["model"]["weight"],
     )
+
+
+def test_what_the_evaluation_needs_is_missed_before_the_first_iteration(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    videos = make_tiny_videos(tmp_path / "val")
+    cfg.DATASETS.VID = [
+        *cfg.DATASETS.VID, ["tiny_val", str(videos.json_file), str(videos.image_root)]
+    ]  # fmt: skip
+    cfg.DATASETS.TEST = ("tiny_val",)
+    register_datasets_from_config(cfg)
+    whole = videos.json_file.read_text()
+    SEEN.clear()
+    moved = videos.image_root.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=rf"{videos.image_root}: none of 3 frame\(s\) looked for"):
+        Trainer(cfg)
+    moved.rename(videos.image_root)
+    videos.json_file.write_text(whole[:-100])
+    with pytest.raises(DataError, match=r"tiny.json: not a whole JSON file"):
+        Trainer(cfg)
+    videos.json_file.unlink()
+    with pytest.raises(DataError, match=r"tiny.json: no such annotation file"):
+        Trainer(cfg)
+    assert not SEEN and not Path(cfg.OUTPUT_DIR).exists(), "nothing was trained or written"
+    videos.json_file.write_text(whole)
+    Trainer(cfg)
 
 
 def test_log_period(cfg: CfgNode) -> None:
