@@ -56,6 +56,11 @@ _ONE_FRAME_A_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "ffv1", 
 # How many key frames to go back at most, in the last of several tries, for a frame that won't come.
 _MAX_STEP_BACK = 8
 
+# Frames passed on the way to another are kept for a while, as the next one wanted is often among
+# them: a clip's key frame is read before the reference ahead of it (INPUT.REFERENCES.RANGE is 9).
+_MAX_RECENT = 10
+_MAX_RECENT_BYTES = 64 * 2**20
+
 # An index that took longer than this to make is kept on disk for other processes and later runs.
 _SLOW_INDEX_SECONDS = 0.5
 _INDEX_FORMAT = 1
@@ -103,8 +108,9 @@ class VideoFrameReader:
     """Random access to the frames of one video file.
 
     Reading forwards costs one decoded frame a read; a jump costs the decoding from the key frame
-    before the target. The file is opened at the first read in each process, so that a reader may
-    be created before a fork and used on both sides. Not for several threads at once.
+    before the target; a short way back, within what was decoded last, costs nothing. The file is
+    opened at the first read in each process, so that a reader may be created before a fork and used
+    on both sides. Not for several threads at once.
 
     Args:
         path: the video file.
@@ -129,6 +135,8 @@ class VideoFrameReader:
         self._next = 0  # number of the first frame that decoding on can still give
         self._sought = False  # whether decoding began elsewhere than at the file's start
         self._undecodable: set[int] = set()
+        self._recent: OrderedDict[int, av.VideoFrame] = OrderedDict()  # by time stamp or number
+        self._whole_from: int | None = None  # time stamp from which on decoded frames are whole
         self._last: tuple[int, np.ndarray] | None = None
         self._index = _cached_index(self.path)
         self.height, self.width, self.fps = (
@@ -179,6 +187,11 @@ class VideoFrameReader:
             self._container.close()
         self._process = -1
         self._container = self._stream = self._frames = self._ahead = self._last = None
+        self._recent.clear()
+
+    def forget_recent(self) -> None:
+        """Let go of the frames decoded last; the file stays open."""
+        self._recent.clear()
 
     def __enter__(self) -> VideoFrameReader:
         return self
@@ -189,7 +202,7 @@ class VideoFrameReader:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.update(_process=-1, _container=None, _stream=None, _frames=None, _ahead=None)
-        state["_last"] = None
+        state.update(_last=None, _recent=OrderedDict())
         return state
 
     def _open(self) -> None:
@@ -198,7 +211,8 @@ class VideoFrameReader:
             _of_parent_process.append((self._container, self._stream, self._frames, self._ahead))
         self._container, self._stream = _open_container(self.path, self._threads)
         self._process = os.getpid()
-        self._next, self._sought, self._last = 0, False, None
+        self._next, self._sought, self._last, self._whole_from = 0, False, None, None
+        self._recent.clear()
         self._decode_on()
 
     def _rewind(self) -> None:
@@ -215,6 +229,8 @@ class VideoFrameReader:
             return self._decode_by_counting(index)
         keyframes = self._index.keyframe_pts
         target = int(self._index.pts[index])
+        if target in self._recent:
+            return self._recent[target]
         slot = int(np.searchsorted(keyframes, target, side="right")) - 1
         start = int(keyframes[slot]) if slot >= 0 else None
         behind = index < self._next
@@ -255,6 +271,7 @@ class VideoFrameReader:
                 self._container.seek(int(keyframes[slot]), stream=self._stream, backward=True)
                 self._next = int(np.searchsorted(self._index.pts, first.pts, side="left"))
                 self._sought = True
+                self._whole_from = int(first.pts)
                 self._decode_on()
                 return
             slot -= 1
@@ -267,7 +284,11 @@ class VideoFrameReader:
             if frame is None:
                 self._next = len(self)  # at the file's end: any later read seeks
                 return None
-            if frame.pts is None or frame.pts < target:
+            if frame.pts is None:
+                continue
+            if frame.pts <= target and (self._whole_from is None or frame.pts >= self._whole_from):
+                self._keep(frame.pts, frame)
+            if frame.pts < target:
                 continue
             if frame.pts == target:
                 self._next = index + 1
@@ -277,7 +298,15 @@ class VideoFrameReader:
             self._next = index + 1
             return None
 
+    def _keep(self, key: int, frame: av.VideoFrame) -> None:
+        self._recent[key] = frame
+        size = sum(plane.buffer_size for plane in frame.planes)
+        while len(self._recent) > max(1, min(_MAX_RECENT, _MAX_RECENT_BYTES // max(size, 1))):
+            self._recent.popitem(last=False)
+
     def _decode_by_counting(self, index: int) -> av.VideoFrame | None:
+        if index in self._recent:
+            return self._recent[index]
         if index < self._next:
             self._rewind()
         frame = None
@@ -286,6 +315,7 @@ class VideoFrameReader:
             self._next += 1
             if frame is None:
                 return None
+            self._keep(self._next - 1, frame)
         return frame
 
 
@@ -319,6 +349,8 @@ def _readers(path: str) -> VideoFrameReader:
     readers: OrderedDict[str, VideoFrameReader] | None = getattr(_open_videos, "readers", None)
     if readers is None:
         readers = _open_videos.readers = OrderedDict()
+    if readers and next(reversed(readers)) != path:
+        next(reversed(readers.values())).forget_recent()
     reader = readers.pop(path, None)
     if reader is None:
         reader = VideoFrameReader(path)

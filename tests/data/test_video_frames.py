@@ -102,6 +102,33 @@ def test_reading_forwards_decodes_each_frame_once(tmp_path: Path, monkeypatch) -
         reader.read(index)
 
 
+@pytest.mark.parametrize("kind", ["b-frames", "without times"])
+def test_a_short_way_back_decodes_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a training clip's key frame to the reference ahead of it."""
+    path = make(tmp_path, kind)
+    played = play(path)
+    reader = VideoFrameReader(path)
+    reader.read(30)
+    with monkeypatch.context() as patch:
+        for way in ("_seek", "_rewind", "_decode_forwards"):
+            patch.setattr(VideoFrameReader, way, lambda *args: pytest.fail("decoded again"))
+        # On the way from a key frame to frame 30, these were passed.
+        for index in (30, 29, 27, 30, 26):
+            np.testing.assert_array_equal(reader.read(index), played[index])
+    for index in (31, 3, 33):
+        np.testing.assert_array_equal(reader.read(index), played[index])
+    assert len(reader._recent) <= 10
+    # Of large frames, few are kept.
+    monkeypatch.setattr(video_frames, "_MAX_RECENT_BYTES", 1)
+    for index in (40, 39, 38, 45):
+        np.testing.assert_array_equal(reader.read(index), played[index])
+        assert len(reader._recent) == 1
+    reader.forget_recent()
+    np.testing.assert_array_equal(reader.read(44), played[44])
+
+
 def test_out_of_range(b_frames) -> None:
     reader, _ = b_frames
     for index in (-1, NUM_FRAMES):
@@ -281,7 +308,9 @@ def test_read_by_name_keeps_few_files_open(tmp_path: Path, monkeypatch) -> None:
     played = [play(path) for path in paths]
     for n in (0, 1, 2, 0, 2):
         np.testing.assert_array_equal(read_video_frame(f"{paths[n]}#0"), played[n][0])
-        assert len(video_frames._open_videos.readers) <= 2
+        *others, _ = video_frames._open_videos.readers.values()
+        assert len(others) <= 1
+        assert not any(reader._recent for reader in others), "recent frames of the last one only"
     with pytest.raises(DataError, match=r"no frame 9; the video has frames 0 to 3"):
         read_video_frame(f"{paths[0]}#9")
     with pytest.raises(DataError, match="not a frame of a video file"):
