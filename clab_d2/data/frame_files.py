@@ -7,6 +7,7 @@ asked for each of them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from clab_d2.data.video_frames import VIDEO_SUFFIXES, is_video_file, split_frame_name
@@ -74,10 +75,10 @@ class FrameFiles:
             The file names as they are, or ``<video file>#<number>`` of each.
 
         Raises:
-            DataError: the pictures are not there, and ``file`` has no video's suffix, or several
-                video files are called like the video.
+            DataError: the pictures are not there, and ``file`` has no video's suffix, or it can't
+                be told which frames of which video file called like the video they would be.
         """
-        video_file = self._only_video or self._video_file(video, file, file_names)
+        video_file = self._only_video or self._video_file(video, file, file_names, frame_ids)
         if video_file is None:
             return list(file_names)
         return [
@@ -85,7 +86,9 @@ class FrameFiles:
             for name, frame_id in zip(file_names, frame_ids, strict=True)
         ]
 
-    def _video_file(self, video: str, file: str | None, file_names: Sequence[str]) -> str | None:
+    def _video_file(
+        self, video: str, file: str | None, file_names: Sequence[str], frame_ids: Sequence[int]
+    ) -> str | None:
         candidates = self._called_like(video) if file is None else [file]
         if not candidates:
             return None
@@ -102,8 +105,16 @@ class FrameFiles:
                 f"{self.root}: video {video} may be {' or '.join(candidates)}; name the right one "
                 'as "file" of the video in the JSON, or remove the others'
             )
-        if file is None or os.path.isfile(join_image_root(self.root, file)):
+        if file is None:
+            if not _numbered_alike(file_names, frame_ids):
+                raise DataError(
+                    f"{self.root}: video {video} has no picture {missing[0]}, and as its pictures "
+                    f"are not numbered 0, 1, 2, ... it is unclear which frames of {candidates[0]} "
+                    f"they are; call each frame {candidates[0]}#<its number, from 0> in the JSON"
+                )
             return candidates[0]
+        if os.path.isfile(join_image_root(self.root, file)):
+            return file
         picture, clip = (join_image_root(self.root, name) for name in (missing[0], file))
         self.not_found.append(f"neither the picture {picture} nor the video file {clip} is there")
         return None
@@ -136,6 +147,17 @@ def _number_in_file(name: str, frame_id: int) -> int:
     """A frame that the JSON names by its number in a video file keeps that number."""
     in_video = split_frame_name(name)
     return frame_id if in_video is None else in_video[1]
+
+
+def _numbered_alike(file_names: Sequence[str], frame_ids: Sequence[int]) -> bool:
+    """Whether the numbers in pictures' names, if any, are those of the frames, from 0 or 1."""
+    shifts = set()
+    for name, frame_id in ((file_names[0], frame_ids[0]), (file_names[-1], frame_ids[-1])):
+        in_video = split_frame_name(name)
+        number = re.search(r"(\d+)\D*$", os.path.splitext(os.path.basename(name))[0])
+        if in_video is None and number is not None:
+            shifts.add(int(number[1]) - frame_id)
+    return shifts in (set(), {0}, {1})
 
 
 def _suffixes() -> str:

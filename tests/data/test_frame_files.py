@@ -163,6 +163,32 @@ def test_several_files_called_like_the_video(make_dataset: MakeDataset, clip: Pa
     assert (missing.kind, missing.count) == ("missing files", 3)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "clear"),
+    [
+        (range(3), True),
+        (range(1, 4), True),  # counted from 1
+        (range(0, 12, 4), False),  # every 4th frame: not frames 0, 1, 2 of the video file
+        (range(7, 10), False),  # a stretch from its middle
+    ],
+)
+def test_a_likeness_of_names_is_not_enough_if_numbers_differ(
+    numbers: range, clear: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "v1.mp4").touch()
+    pictures = [f"v1/take2_{number:04d}_left.jpg" for number in numbers]
+    files = FrameFiles(str(tmp_path), 1)
+    if clear:
+        assert files.names("v1", None, pictures, range(3)) == [f"v1.mp4#{n}" for n in range(3)]
+    else:
+        message = r"video v1 has no picture .*, and .* unclear which .*; call each frame v1.mp4#<"
+        with pytest.raises(DataError, match=message):
+            files.names("v1", None, pictures, range(3))
+    # "file" in the JSON says that frame_id is the number.
+    assert files.names("v1", "v1.mp4", pictures, range(3)) == [f"v1.mp4#{n}" for n in range(3)]
+    assert files.names("v1", None, ["left.jpg"] * 3, range(3))[2] == "v1.mp4#2"
+
+
 def test_neither_pictures_nor_file(
     make_dataset: MakeDataset, make_cfg: Callable[..., CfgNode], clip: Path,
     caplog: pytest.LogCaptureFixture,
