@@ -78,17 +78,21 @@ class FrameFiles:
             DataError: the pictures are not there, and ``file`` has no video's suffix, or it can't
                 be told which frames of which video file called like the video they would be.
         """
-        video_file = self._only_video or self._video_file(video, file, file_names, frame_ids)
+        video_file = self._only_video or self._video_file(video, file, file_names)
         if video_file is None:
             return list(file_names)
+        if file is None and not _numbered_alike(file_names, frame_ids):
+            raise DataError(
+                f"{self.root}: video {video} has no picture {file_names[0]}, and as its pictures "
+                f"are not numbered 0, 1, 2, ... it is unclear which frames of {video_file} they "
+                f"are; call each frame {video_file}#<its number, from 0> in the JSON"
+            )
         return [
             f"{video_file}#{_number_in_file(name, frame_id)}"
             for name, frame_id in zip(file_names, frame_ids, strict=True)
         ]
 
-    def _video_file(
-        self, video: str, file: str | None, file_names: Sequence[str], frame_ids: Sequence[int]
-    ) -> str | None:
+    def _video_file(self, video: str, file: str | None, file_names: Sequence[str]) -> str | None:
         candidates = self._called_like(video) if file is None else [file]
         if not candidates:
             return None
@@ -105,16 +109,8 @@ class FrameFiles:
                 f"{self.root}: video {video} may be {' or '.join(candidates)}; name the right one "
                 'as "file" of the video in the JSON, or remove the others'
             )
-        if file is None:
-            if not _numbered_alike(file_names, frame_ids):
-                raise DataError(
-                    f"{self.root}: video {video} has no picture {missing[0]}, and as its pictures "
-                    f"are not numbered 0, 1, 2, ... it is unclear which frames of {candidates[0]} "
-                    f"they are; call each frame {candidates[0]}#<its number, from 0> in the JSON"
-                )
+        if file is None or os.path.isfile(join_image_root(self.root, file)):
             return candidates[0]
-        if os.path.isfile(join_image_root(self.root, file)):
-            return file
         picture, clip = (join_image_root(self.root, name) for name in (missing[0], file))
         self.not_found.append(f"neither the picture {picture} nor the video file {clip} is there")
         return None

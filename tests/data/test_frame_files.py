@@ -177,10 +177,11 @@ def test_a_likeness_of_names_is_not_enough_if_numbers_differ(
 ) -> None:
     (tmp_path / "v1.mp4").touch()
     pictures = [f"v1/take2_{number:04d}_left.jpg" for number in numbers]
-    files = FrameFiles(str(tmp_path), 1)
-    if clear:
-        assert files.names("v1", None, pictures, range(3)) == [f"v1.mp4#{n}" for n in range(3)]
-    else:
+    for root in (tmp_path, tmp_path / "v1.mp4"):
+        files = FrameFiles(str(root), 1)
+        if clear:
+            assert files.names("v1", None, pictures, range(3)) == [f"v1.mp4#{n}" for n in range(3)]
+            continue
         message = r"video v1 has no picture .*, and .* unclear which .*; call each frame v1.mp4#<"
         with pytest.raises(DataError, match=message):
             files.names("v1", None, pictures, range(3))
