@@ -44,7 +44,7 @@ class FrameFiles:
         self.root = image_root
         self.not_found: list[str] = []
         self._only_video: str | None = None
-        self._videos_in: dict[str, list[str]] = {}
+        self._videos_in: dict[str, dict[str, list[str]]] = {}  # by folder and name
         if not os.path.isfile(image_root):
             return
         if not is_video_file(image_root):
@@ -129,14 +129,22 @@ class FrameFiles:
         folder, _, name = video.rpartition("/")
         if folder not in self._videos_in:
             # One look at the folder, rather than one at each name that a video file might have.
-            try:
-                files = os.listdir(join_image_root(self.root, folder) or ".")
-            except OSError:
-                files = []
-            self._videos_in[folder] = sorted(file for file in files if is_video_file(file))
-        found = [f for f in self._videos_in[folder] if name in (f, os.path.splitext(f)[0])]
-        found = [f"{folder}/{file}" if folder else file for file in found]
+            self._videos_in[folder] = _videos_by_name(join_image_root(self.root, folder) or ".")
+        found = [f"{folder}/{f}" if folder else f for f in self._videos_in[folder].get(name, ())]
         return [file for file in found if os.path.isfile(join_image_root(self.root, file))]
+
+
+def _videos_by_name(folder: str) -> dict[str, list[str]]:
+    """Video files of a folder under their names, with and without suffix."""
+    by_name: dict[str, list[str]] = {}
+    try:
+        files = sorted(os.listdir(folder))
+    except OSError:
+        return by_name
+    for file in filter(is_video_file, files):
+        for name in (file, os.path.splitext(file)[0]):
+            by_name.setdefault(name, []).append(file)
+    return by_name
 
 
 def _number_in_file(name: str, frame_id: int) -> int:
