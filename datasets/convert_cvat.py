@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--fill-gaps", action="store_true",
-        help="of a task with a frame step, list the frames between as references too",
+        help="of a task with a frame step, list the frames between (and after the last) as "
+        "references too",
     )
 
     def convert(args: argparse.Namespace, options: ConversionOptions) -> tuple[Json, Counts]:

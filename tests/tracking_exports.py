@@ -42,13 +42,16 @@ class CvatTask:
     height_width: tuple[int, int] | None = (48, 64)
     start: int = 0
     step: int = 1
+    stop: int | None = None
     subset: str = "default"
     kind: str = "task"
     more: str = ""
 
     def xml(self, labels: str = "") -> str:
         filter_ = f"step={self.step}" if self.step > 1 else ""
-        stop = self.start + (self.size - 1) * self.step
+        stop = self.stop
+        if stop is None:
+            stop = self.start + (self.size - 1) * self.step
         parts = [
             f"<id>{self.id}</id><size>{self.size}</size><mode>interpolation</mode>",
             f"<start_frame>{self.start}</start_frame><stop_frame>{stop}</stop_frame>",

@@ -73,6 +73,8 @@ class AnnotatedVideo:
         frames: numbers, in the source, of the frames that were shown to the annotator.
         boxes: the objects.
         size: (height, width) of the frames in pixels; None if the annotations don't say.
+        last_frame: number of the source's last frame that belongs to the video, where the last of
+            ``frames`` is an earlier one.
         source: name of the video file, None if the annotations don't say.
         unknown: frames whose truth is unknown.
         key_frames: frames with a box that was drawn rather than interpolated; None if unknown.
@@ -84,6 +86,7 @@ class AnnotatedVideo:
     frames: range
     boxes: list[ObjectBox]
     size: tuple[int, int] | None = None
+    last_frame: int | None = None
     source: str | None = None
     unknown: set[int] = field(default_factory=set)
     key_frames: set[int] | None = None
@@ -108,7 +111,8 @@ class ConversionOptions:
         image_root: where pictures and video files are: needed for a ``*``, and for sizes that the
             annotations don't state.
         size: (height, width) of frames, in pixels, for videos of which nothing else tells it.
-        fill_gaps: also list the frames between those of a task with a frame step, as references.
+        fill_gaps: also list the frames between those of a task with a frame step, and after the
+            last, as references.
         key_frames_only: the truth is known only in frames with a box that was drawn by hand.
         train_every: every how many annotated frames one is a key frame in training.
     """
@@ -308,7 +312,7 @@ def _add_video(
 ) -> None:
     frames = video.frames
     if options.fill_gaps:
-        frames = range(frames[0], frames[-1] + 1)
+        frames = range(frames[0], max(frames[-1], video.last_frame or 0) + 1)
     clip = None
     if options.clips is not None:
         clip = frame_name(video, options.clips, 0, 0)

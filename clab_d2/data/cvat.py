@@ -176,6 +176,7 @@ class _Task:
     source: str | None
     size: tuple[int, int] | None
     frames: range
+    last_frame: int
     subset: str
     deleted: set[int]
     offset: int = 0
@@ -353,6 +354,8 @@ def _read_task(task: Any, meta: Any, where: str) -> _Task:
         source=PurePosixPath(source.replace("\\", "/")).name or None,
         size=height_width,
         frames=range(start, start + count * step, step),
+        # The frame filter may end a few frames before the video does.
+        last_frame=min(_integer(task, "stop_frame", where, default=0), start + count * step - 1),
         subset=(task.findtext("subset") or "").strip(),
         deleted={
             start + (int(number) - first) * step for number in re.findall(r"\d+", deleted_text)
@@ -499,6 +502,7 @@ def _to_video(task: _Task, tracks: list[_Track], name: str, where: str) -> Annot
         frames=task.frames,
         boxes=boxes,
         size=task.size,
+        last_frame=task.last_frame,
         source=task.source,
         unknown=unknown & set(task.frames),
         key_frames=key_frames,

@@ -104,6 +104,11 @@ def test_a_frame_filter(tmp_path: Path) -> None:
     assert known == [f"clip/000{n}.jpg" for n in (100, 105, 110, 115)]
     assert _frames_of(data, "frame_id") == [0, 5, 10]
 
+    for stop, last in ((118, 118), (115, 115), (9999, 119), (0, 115)):
+        file.tasks[0].stop = stop
+        images = _convert(tmp_path, file, fill_gaps=True)[0]["images"]
+        assert images[-1]["file_name"] == f"clip/{last:06d}.jpg"
+
     data, _ = _convert(tmp_path, file, frames="{source}_{video}/{index}_{number}.png")
     assert _frames_of(data)[1] == "clip.mp4_clip/1_106.png"
 
