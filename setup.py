@@ -56,6 +56,8 @@ setup(
     packages=find_packages(include=["clab_d2", "clab_d2.*"]),
     install_requires=INSTALL_REQUIRES,
     extras_require={
+        # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
+        "fast": ["numba>=0.60"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

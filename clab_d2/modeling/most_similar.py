@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clab_d2.modeling import cpu_kernels
+
 # Added to norms before dividing, as the release does.
 NORM_EPS = 1e-10
 # Reference positions searched at a time: large enough for an efficient product, small enough for
@@ -113,43 +115,56 @@ def bin_interpolation(
     )
 
 
-@torch.no_grad()
-def find_most_similar(
-    key_rows: Tensor,
-    interpolation: BinInterpolation,
-    bin_norms: Tensor,
-    reference_rows: Tensor,
-    k: int,
-    tile: int = TILE,
-) -> MostSimilar:
-    """Search one reference map.
+class MostSimilarSearch:
+    """Searches reference maps for what is most similar to the RoI bins of one key frame."""
 
-    Args:
-        key_rows: (h * w, C) the key frame's feature map, position by position.
-        interpolation: the N RoI bins as weighted sums of these rows.
-        bin_norms: (N,) norms of the RoI bins.
-        reference_rows: (P, C) the reference map, position by position.
-        k: how many positions to take; all, where P is smaller.
-        tile: reference positions to hold similarities of at a time.
-    """
-    inverse_norms = 1.0 / (reference_rows.norm(dim=1) + NORM_EPS)
-    best_values: Tensor | None = None
-    best_positions: Tensor | None = None
-    for start in range(0, len(reference_rows), tile):
-        stop = start + tile
-        correlation = (key_rows @ reference_rows[start:stop].T) * inverse_norms[start:stop]
-        similarity = interpolation.of(correlation)
-        values, positions = similarity.topk(min(k, similarity.shape[1]), dim=1)
-        positions = positions + start
-        if best_values is None or best_positions is None:
-            best_values, best_positions = values, positions
-            continue
-        values = torch.cat([best_values, values], dim=1)
-        positions = torch.cat([best_positions, positions], dim=1)
-        best_values, order = values.topk(min(k, values.shape[1]), dim=1)
-        best_positions = positions.gather(1, order)
-    assert best_values is not None and best_positions is not None
-    return MostSimilar(best_positions, best_values / (bin_norms[:, None] + NORM_EPS))
+    def __init__(
+        self, key_rows: Tensor, interpolation: BinInterpolation, bin_norms: Tensor, k: int
+    ) -> None:
+        """
+        Args:
+            key_rows: (h * w, C) the key frame's feature map, position by position.
+            interpolation: the N RoI bins as weighted sums of these rows.
+            bin_norms: (N,) norms of the RoI bins.
+            k: how many positions to take of each map; all, where it has fewer.
+        """
+        self.key_rows = key_rows.contiguous()
+        self.interpolation = interpolation
+        self.bin_norms = bin_norms
+        self.k = k
+        self._lists: cpu_kernels.SampleLists | None = None
+        if cpu_kernels.are_available(key_rows, interpolation.weights):
+            self._lists = cpu_kernels.merge_samples(*interpolation)
+
+    @torch.no_grad()
+    def in_map(self, reference_rows: Tensor, tile: int = TILE) -> MostSimilar:
+        """Search one reference map.
+
+        Args:
+            reference_rows: (P, C) the map, position by position.
+            tile: positions to correlate at a time.
+        """
+        k, num_bins = min(self.k, len(reference_rows)), len(self.bin_norms)
+        unit_rows = reference_rows / (reference_rows.norm(dim=1, keepdim=True) + NORM_EPS)
+        values = self.key_rows.new_full((num_bins, k), -torch.inf)
+        positions = torch.zeros(num_bins, k, dtype=torch.long, device=values.device)
+        for start in range(0, len(unit_rows), tile):
+            correlation = self.key_rows @ unit_rows[start : start + tile].T
+            if self._lists is not None:
+                cpu_kernels.search(correlation, self._lists, start, values, positions)
+            else:
+                values, positions = self._merge(correlation, start, values, positions)
+        return MostSimilar(positions, values / (self.bin_norms[:, None] + NORM_EPS))
+
+    def _merge(
+        self, correlation: Tensor, start: int, values: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What :func:`cpu_kernels.search` does, in PyTorch's operators."""
+        k = values.shape[1]
+        similarity = self.interpolation.of(correlation)
+        found, at = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        values, order = torch.cat([values, found], dim=1).topk(k, dim=1)
+        return values, torch.cat([positions, at + start], dim=1).gather(1, order)
 
 
 def map_rows(feature: Tensor) -> Tensor:

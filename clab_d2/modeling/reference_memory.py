@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -24,7 +25,8 @@ class FrameFeatures:
     """All that a frame's detection, as key or as reference, needs of its image.
 
     Attributes:
-        features: feature maps by name, (1, C, h, w).
+        features: feature maps by name, (1, C, h, w); channels-last, where the model made them at
+            test, as the aggregation takes them position by position.
         proposals: RPN proposals, best first.
         encoded: keys and values of the proposals for each SELSA block; empty without SELSA.
     """
@@ -34,6 +36,43 @@ class FrameFeatures:
     encoded: list[KeyValue] = field(default_factory=list)
 
 
+class RunningCat:
+    """``torch.cat`` for parts of which few change from call to call: one in, one out.
+
+    Each result is a buffer that the next call of the same name overwrites where a part changed.
+    """
+
+    def __init__(self) -> None:
+        self._joined: dict[object, tuple[list[Tensor], Tensor]] = {}
+
+    def __call__(self, name: object, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """
+        Args:
+            name: what is joined; the parts of each name are compared with those of its last call.
+            parts: tensors to join, left as they are from then on.
+            dim: dimension to join them in.
+        """
+        if torch.is_grad_enabled():
+            return torch.cat(list(parts), dim)
+        before, buffer = self._joined.get(name, ([], None))
+        if buffer is None or list(map(_layout, before)) != list(map(_layout, parts)):
+            buffer = torch.cat(list(parts), dim)
+        else:
+            start = 0
+            for old, new in zip(before, parts, strict=True):
+                length = new.shape[dim]
+                # The old part is alive, so its memory holds nothing else.
+                if old.data_ptr() != new.data_ptr() or old.stride() != new.stride():
+                    buffer.narrow(dim, start, length).copy_(new)
+                start += length
+        self._joined[name] = list(parts), buffer
+        return buffer
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
 @dataclass
 class References:
     """The frames that a key frame aggregates over.
@@ -41,10 +80,12 @@ class References:
     Attributes:
         frames: distinct frames.
         counts: how often each counts: a frame drawn twice counts twice in every softmax.
+        cat: joins what the frames have in common.
     """
 
     frames: list[FrameFeatures]
     counts: list[int]
+    cat: RunningCat = field(default_factory=RunningCat)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -54,8 +95,7 @@ class ReferenceMemory:
     """Features of one video's frames, by frame number."""
 
     def __init__(self) -> None:
-        self._video: tuple[object, ...] | None = None
-        self._frames: dict[int, FrameFeatures | None] = {}
+        self.clear()
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -66,13 +106,15 @@ class ReferenceMemory:
     def begin(self, video: tuple[object, ...], frame_id: int) -> None:
         """Forget everything if ``frame_id`` of ``video`` starts a video or continues another."""
         if video != self._video or frame_id == 0:
+            self.clear()
             self._video = video
-            self._frames = {}
 
     def clear(self) -> None:
         """Forget everything."""
-        self._video = None
-        self._frames = {}
+        self._video: tuple[object, ...] | None = None
+        self._frames: dict[int, FrameFeatures | None] = {}
+        self._order: list[int] = []
+        self._cat = RunningCat()
 
     def put(self, frame_id: int, frame: FrameFeatures | None) -> None:
         """Keep a frame; None marks one that could not be read."""
@@ -88,12 +130,26 @@ class ReferenceMemory:
         return self._frames[frame_id]
 
     def references(self, frame_ids: Sequence[int]) -> References:
-        """The frames of ``frame_ids``, repeats counted, unreadable ones left out."""
-        readable = {
-            frame_id: (self.get(frame_id), count) for frame_id, count in Counter(frame_ids).items()
-        }
-        kept = [(frame, count) for frame, count in readable.values() if frame is not None]
-        return References([frame for frame, _ in kept], [count for _, count in kept])
+        """The frames of ``frame_ids``, repeats counted, unreadable ones left out.
+
+        Their order means nothing to the aggregation; those of the last call keep their places, so
+        that joining them copies only what is new.
+        """
+        counts = Counter(frame_ids)
+        readable = {number: frame for number in counts if (frame := self.get(number)) is not None}
+        entering = [number for number in readable if number not in self._order]
+        order = []
+        for number in self._order:
+            if number in readable:
+                order.append(number)
+            elif entering:
+                order.append(entering.pop(0))
+        self._order = order + entering
+        return References(
+            [readable[number] for number in self._order],
+            [counts[number] for number in self._order],
+            self._cat,
+        )
 
     def keep_only(self, frame_ids: Collection[int]) -> None:
         """Drop every frame that is not among ``frame_ids``."""

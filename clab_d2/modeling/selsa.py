@@ -34,16 +34,6 @@ class KeyValue(NamedTuple):
     keys: Tensor
     values: Tensor
 
-    @staticmethod
-    def cat(parts: Sequence[KeyValue]) -> KeyValue:
-        """Join the RoIs of several frames."""
-        if len(parts) == 1:
-            return parts[0]
-        return KeyValue(
-            torch.cat([part.keys for part in parts], dim=1),
-            torch.cat([part.values for part in parts], dim=1),
-        )
-
 
 class SELSABlock(nn.Module):
     """Multi-head attention from key-frame RoIs to reference RoIs.

@@ -363,7 +363,11 @@ class TemporalRCNN(nn.Module):
         wanted = self.roi_heads.in_features
         frames = [
             FrameFeatures(
-                features={name: maps[name][index : index + 1] for name in wanted},
+                features={
+                    # A copy of its own, too: a slice would keep the whole batch's maps.
+                    name: maps[name][index : index + 1].clone(memory_format=torch.channels_last)
+                    for name in wanted
+                },
                 proposals=proposals[index],
             )
             for index in range(len(images))

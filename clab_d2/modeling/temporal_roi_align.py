@@ -7,17 +7,18 @@ MMTracking's release.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clab_d2.modeling import cpu_kernels
 from clab_d2.modeling.most_similar import (
     MostSimilar,
+    MostSimilarSearch,
     bin_interpolation,
     cosines_at,
-    find_most_similar,
     map_rows,
     weighted_rows,
 )
@@ -25,6 +26,8 @@ from clab_d2.modeling.most_similar import (
 # Working memory of the attention over frames, which goes a few RoIs at a time.
 CHUNK_BYTES_CPU = 64 * 2**20
 CHUNK_BYTES_CUDA = 2**30
+# RoIs whose queries are held at a time for the compiled loops: enough for an efficient product.
+_ROIS_AT_A_TIME = 16
 
 
 class TemporalRoIAlign(nn.Module):
@@ -62,6 +65,7 @@ class TemporalRoIAlign(nn.Module):
         *,
         scale: float,
         sampling_ratio: int,
+        cat: Callable[[Sequence[Tensor]], Tensor] = torch.cat,
     ) -> Tensor:
         """
         Args:
@@ -72,6 +76,7 @@ class TemporalRoIAlign(nn.Module):
             counts: how often each reference counts (a frame that is drawn twice counts twice).
             scale: feature pixels per image pixel.
             sampling_ratio: RoIAlign's, positive.
+            cat: joins the references' maps, each as (h_t * w_t, C).
 
         Returns:
             (R, C, S, S).
@@ -85,7 +90,7 @@ class TemporalRoIAlign(nn.Module):
         )
         if torch.is_grad_enabled():
             return self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
-        return self._aggregate(roi_features, rows, similar, counts)
+        return self._aggregate(roi_features, rows, cat(rows), similar, counts)
 
     def _search(
         self,
@@ -106,14 +111,10 @@ class TemporalRoIAlign(nn.Module):
             sampling_ratio,
             *feature.shape[-2:],
         )
-        key_rows = map_rows(feature)
-        norms = bins.norm(dim=1)
-        return [
-            find_most_similar(
-                key_rows, interpolation, norms, reference.detach(), self.num_most_similar
-            )
-            for reference in references
-        ]
+        search = MostSimilarSearch(
+            map_rows(feature), interpolation, bins.norm(dim=1), self.num_most_similar
+        )
+        return [search.in_map(reference.detach()) for reference in references]
 
     def _aggregate_with_gradients(
         self,
@@ -157,6 +158,7 @@ class TemporalRoIAlign(nn.Module):
         self,
         roi_features: Tensor,
         references: Sequence[Tensor],
+        table: Tensor,
         similar: Sequence[MostSimilar],
         counts: Sequence[int],
     ) -> Tensor:
@@ -167,12 +169,12 @@ class TemporalRoIAlign(nn.Module):
         and each head h, the product at a bin is the sum over d of u[d, h] . M(bin + d) plus
         e0[h] . bias (METHOD, "Where the time goes", fact c).
 
-        Args: as :meth:`_aggregate_with_gradients`.
+        Args: as :meth:`_aggregate_with_gradients`, and
+            table: (P, C) all maps, one after the other.
         """
         num_rois, channels, size, _ = roi_features.shape
         num_bins, num_refs = size * size, len(references)
         own = roi_features.permute(0, 2, 3, 1)
-        table = torch.cat(list(references))
         offsets = [0]
         for rows in references[:-1]:
             offsets.append(offsets[-1] + len(rows))
@@ -200,6 +202,9 @@ class TemporalRoIAlign(nn.Module):
         if self.embed is not None:
             embedded = self.embed(roi_features).permute(0, 2, 3, 1)
         output = torch.empty_like(own, memory_format=torch.contiguous_format)
+        if embedded is not None and cpu_kernels.are_available(own, embedded, table):
+            self._attend_compiled(own, embedded, table, positions, weights, counts, output)
+            return output.permute(0, 3, 1, 2)
         budget = CHUNK_BYTES_CUDA if own.is_cuda else CHUNK_BYTES_CPU
         per_roi = num_bins * channels * (num_refs + 9 * self.num_heads) * own.element_size()
         step = max(1, budget // per_roi)
@@ -214,6 +219,51 @@ class TemporalRoIAlign(nn.Module):
             else:
                 output[chunk] = self._attend(own[chunk], embedded[chunk], gathered, counts)
         return output.permute(0, 3, 1, 2)
+
+    def _attend_compiled(
+        self,
+        own: Tensor,
+        embedded: Tensor,
+        table: Tensor,
+        positions: Tensor,
+        weights: Tensor,
+        counts: Sequence[int],
+        output: Tensor,
+    ) -> None:
+        """:meth:`_attend` for all RoIs by compiled loops; writes ``output``.
+
+        Args:
+            own, embedded, output: (R, S, S, C).
+            table: (P, C) all reference maps.
+            positions, weights: (R, S * S * T, K) of the most similar rows.
+            counts: how often each of the T references counts.
+        """
+        assert self.embed is not None
+        num_rois, size, _, channels = own.shape
+        heads, per_head, num_bins = self.num_heads, channels // self.num_heads, size * size
+        own, embedded = own.contiguous(), embedded.contiguous()
+        kernel = self.embed.weight.view(heads, per_head, channels, 9)
+        kernel = kernel.permute(0, 1, 3, 2).reshape(heads, per_head, 9 * channels)
+        bias = self.embed.bias if self.embed.bias is not None else own.new_zeros(channels)
+        log_counts = own.new_tensor(counts).log()
+        step = min(_ROIS_AT_A_TIME, num_rois)
+        queries = own.new_empty(heads, step * num_bins, 9 * channels)
+        for start in range(0, num_rois, step):
+            chunk = slice(start, min(start + step, num_rois))
+            by_head = embedded[chunk].reshape(-1, heads, per_head)
+            for head in range(heads):
+                torch.mm(by_head[:, head], kernel[head], out=queries[head, : len(by_head)])
+            cpu_kernels.attend(
+                queries[:, : len(by_head)].unflatten(2, (9, channels)),
+                own[chunk],
+                embedded[chunk],
+                bias,
+                table,
+                positions[chunk].reshape(len(by_head), len(counts), -1),
+                weights[chunk].reshape(len(by_head), len(counts), -1),
+                log_counts,
+                output[chunk],
+            )
 
     def _attend(
         self, own: Tensor, embedded: Tensor, gathered: Tensor, counts: Sequence[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -144,8 +145,11 @@ class TemporalROIHeads(ROIHeads):
             return self.box_predictor(self.box_head(pooled))
         lengths = [reference.encoded[0].keys.shape[1] for reference in references.frames]
         blocks = [
-            KeyValue.cat([reference.encoded[index] for reference in references.frames])
-            for index in range(len(self.box_head.selsa))
+            KeyValue(
+                references.cat((index, "keys"), [keys for keys, _ in parts], dim=1),
+                references.cat((index, "values"), [values for _, values in parts], dim=1),
+            )
+            for index, parts in enumerate(zip(*(f.encoded for f in references.frames), strict=True))
         ]
         log_counts = log_counts_of(references.counts, lengths, pooled)
         return self.box_predictor(self.box_head(pooled, blocks, log_counts))
@@ -168,6 +172,7 @@ class TemporalROIHeads(ROIHeads):
                 frame.features[name][0],
                 [reference.features[name][0] for reference in references.frames],
                 references.counts,
+                cat=functools.partial(references.cat, name),
                 scale=self.pooler.scales[level],
                 sampling_ratio=self.pooler.sampling_ratio,
             )

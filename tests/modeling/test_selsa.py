@@ -52,6 +52,10 @@ def test_box_head_equals_the_release(golden):
         np.testing.assert_allclose(out.detach().numpy(), arrays[key], atol=1e-4)
 
 
+def join(parts):
+    return KeyValue(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
+
+
 def test_log_counts_equal_repeating_the_references():
     torch.manual_seed(0)
     block = SELSABlock(32, 4).double()
@@ -60,7 +64,7 @@ def test_log_counts_equal_repeating_the_references():
     repeated = block(x, block.encode_references(torch.cat([frames[0], frames[1], frames[1]])))
     counted = block(
         x,
-        KeyValue.cat([block.encode_references(frame) for frame in frames]),
+        join([block.encode_references(frame) for frame in frames]),
         log_counts_of([1, 2], [3, 2], x),
     )
     torch.testing.assert_close(counted, repeated)
@@ -76,7 +80,7 @@ def test_encoding_frame_by_frame_equals_encoding_together():
     first, second = torch.randn(5, 4, 3, 3), torch.randn(2, 4, 3, 3)
     together = head.encode_references(torch.cat([first, second]))
     apart = [
-        KeyValue.cat(parts)
+        join(parts)
         for parts in zip(
             head.encode_references(first), head.encode_references(second), strict=True
         )

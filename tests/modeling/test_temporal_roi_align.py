@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from clab_d2.modeling import cpu_kernels
 from clab_d2.modeling.most_similar import bin_interpolation
 from clab_d2.modeling.temporal_roi_align import TemporalRoIAlign
 
@@ -146,6 +147,27 @@ def test_fast_way_equals_the_plain_formula(num_heads, num_most_similar, with_gra
     with torch.set_grad_enabled(with_gradients):
         actual = run(module, case)
     torch.testing.assert_close(actual, plain_temporal_roi_align(module, case[2], case[3]))
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "operators"])
+@pytest.mark.parametrize("num_heads", [0, 4])
+@pytest.mark.parametrize("num_most_similar", [1, 2, 3])
+@pytest.mark.parametrize("num_references", [1, 3, 5])
+def test_single_precision(compiled, num_heads, num_most_similar, num_references, monkeypatch):
+    """The compiled loops, and the operators that stand in for them, against double precision."""
+    if not compiled:
+        monkeypatch.setattr(cpu_kernels, "_loops", lambda: None)
+    torch.manual_seed(num_references)
+    # More RoIs than are taken at a time.
+    sides = ((6, 9), *[(6, 9), (5, 7), (30, 40), (6, 9), (2, 3)][:num_references])
+    module = TemporalRoIAlign(8, num_most_similar, num_heads).double()
+    case = make_case(seed=num_most_similar, num_rois=37, sides=sides)
+    expected = plain_temporal_roi_align(module, case[2], case[3][:num_references])
+    feature, boxes, pooled, references = case
+    single = (feature.float(), boxes.float(), pooled.float(), [r.float() for r in references])
+    with torch.no_grad():
+        actual = run(module.float(), single)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_equal_the_plain_formula():
