@@ -134,13 +134,18 @@ def clip_demo(output: Path) -> list[Path]:
     mini_vid_weights = output / "model_final.pth"
     if not (ROOT / mini_vid_weights).exists():
         demo(output)
-    clip, frames = find_clip("bigbuckbunny.mp4"), ROOT / "datasets" / "bigbuckbunny"
-    extract_frames(clip, frames)
+    clip = find_clip("bigbuckbunny.mp4")
     clip_output = output / "clip"
     weights = clip_output / "model_final.pth"
     results = clip_output / "inference/bigbuckbunny_val/predictions.json"
     if not (ROOT / results).exists():
-        train(CLIP_CONFIG, clip_output, "MODEL.WEIGHTS", str(mini_vid_weights))
+        # Frames are read from the MP4 where it lies: the video itself is the image root.
+        datasets = load_config(str(ROOT / CLIP_CONFIG), []).DATASETS.VID
+        on_clip = [[name, annotations, str(clip)] for name, annotations, _ in datasets]
+        train(
+            CLIP_CONFIG, clip_output, "MODEL.WEIGHTS", str(mini_vid_weights),
+            "DATASETS.VID", str(on_clip),
+        )  # fmt: skip
     print_table(Path("datasets/real_clips/bigbuckbunny_val.json"), results)
     drawn = clip_output / "bigbuckbunny.mp4"
     run(
@@ -148,17 +153,6 @@ def clip_demo(output: Path) -> list[Path]:
         "--opts", "MODEL.WEIGHTS", weights,
     )  # fmt: skip
     return [drawn]
-
-
-def extract_frames(clip: Path, folder: Path) -> None:
-    """Write a clip's frames as 000000.jpg and on, where they are not there yet."""
-    with open_video(clip) as source:
-        total = source.num_frames or 0
-        if len(list(folder.glob("*.jpg"))) == total:
-            return
-        with open_writer(folder, source.fps) as writer:
-            for index in tqdm(range(total), desc=f"extracting {clip.name}", unit="frame"):
-                writer.write(source.read(index))
 
 
 def main() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -315,6 +317,18 @@ def test_read_by_name_keeps_few_files_open(tmp_path: Path, monkeypatch) -> None:
         read_video_frame(f"{paths[0]}#9")
     with pytest.raises(DataError, match="not a frame of a video file"):
         read_video_frame(str(paths[0]))
+
+
+def test_open_files_end_quietly_with_python(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", moving_pictures(4))
+    script = (
+        "import sys; from clab_d2.data.video_frames import read_video_frame\n"
+        "print(read_video_frame(sys.argv[1]).shape)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, f"{path}#1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "(48, 64, 3)\n"
+    assert "Exception" not in done.stderr
 
 
 def test_a_file_made_anew_is_indexed_anew(tmp_path: Path) -> None:

