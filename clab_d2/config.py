@@ -55,6 +55,14 @@ def _add_data_keys(cfg: CN) -> None:
     # Key frames of one video that go through the model together at test.
     cfg.TEST.KEY_FRAMES_PER_BATCH = 1
 
+    # "fp32"; "bf16" or "fp16" for automatic mixed precision.
+    cfg.TEST.PRECISION = "fp32"
+    # Where a model is not trained on (--eval-only, demo.py): fold batch norms into convs and keep
+    # maps channels-last. Detections stay the same but for rounding.
+    cfg.TEST.OPTIMIZE = True
+    # There, too: torch.compile for the backbone. Pays off over some thousand frames of one size.
+    cfg.TEST.COMPILE = False
+
 
 def _add_model_keys(cfg: CN) -> None:
     # True: MODEL.WEIGHTS may be a pickle that runs code when it is read (files of one's own only).

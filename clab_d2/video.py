@@ -702,8 +702,8 @@ class _Frames:
 
 
 def _load_model(cfg: CfgNode) -> nn.Module:
-    import clab_d2.modeling  # noqa: F401  (registers the models)
     from clab_d2.engine.checkpointer import VIDCheckpointer
+    from clab_d2.modeling import prepare_for_inference  # registers the models, too
 
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -715,7 +715,7 @@ def _load_model(cfg: CfgNode) -> nn.Module:
         cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     VIDCheckpointer(model, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
-    return model
+    return prepare_for_inference(model, cfg)
 
 
 def class_names(cfg: CfgNode) -> list[str]:

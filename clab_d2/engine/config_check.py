@@ -16,6 +16,7 @@ from detectron2.modeling import (
 
 from clab_d2.engine.optimizer import OPTIMIZERS
 from clab_d2.errors import ConfigError
+from clab_d2.modeling.inference import PRECISIONS
 
 RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -64,6 +65,7 @@ def _check_choices(cfg: CfgNode) -> None:
         cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE,
         ("linear", "cosine", "constant"),
     )
+    _choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     _choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, sorted(OPTIMIZERS))
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         _choice(

@@ -6,6 +6,7 @@ from clab_d2.modeling.backbone import (
     fix_batch_norm_statistics,
 )
 from clab_d2.modeling.contrastive_branch import ContrastiveBranch, contrastive_weight
+from clab_d2.modeling.inference import prepare_for_inference
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.rpn import TemporalRPN
 from clab_d2.modeling.selsa import SELSABlock, SELSABoxHead
@@ -28,4 +29,5 @@ __all__ = [
     "build_resnet_dc5_backbone",
     "contrastive_weight",
     "fix_batch_norm_statistics",
+    "prepare_for_inference",
 ]

@@ -22,12 +22,14 @@ logger = logging.getLogger(__name__)
 
 # Pieces of work for each thread, as RoIs differ in cost.
 _PIECES = 4
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def are_available(*tensors: Tensor) -> bool:
-    """Whether the kernels can be used on these tensors: a CPU, single precision, and Numba."""
-    on_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return on_cpu and _loops() is not None
+    """Whether the kernels can be used for these tensors: on a CPU, of single precision or less
+    (they compute in single precision), and with Numba installed."""
+    fit = all(t.device.type == "cpu" and t.dtype in _PRECISIONS for t in tensors)
+    return fit and _loops() is not None
 
 
 @functools.cache
@@ -35,7 +37,8 @@ def _loops() -> ModuleType | None:
     """The compiled loops; None without Numba, or with one that does not fit this Python."""
     try:
         return importlib.import_module("clab_d2.modeling.cpu_loops")
-    except ImportError as error:
+    # Numba raises RuntimeError where it finds no folder to keep compiled code in.
+    except (ImportError, RuntimeError) as error:
         logger.debug("Temporal RoI Align runs without compiled loops: %s", error)
         return None
 

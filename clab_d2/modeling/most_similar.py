@@ -125,7 +125,7 @@ class MostSimilarSearch:
         Args:
             key_rows: (h * w, C) the key frame's feature map, position by position.
             interpolation: the N RoI bins as weighted sums of these rows.
-            bin_norms: (N,) norms of the RoI bins.
+            bin_norms: (N,) norms of the RoI bins, in single precision at least.
             k: how many positions to take of each map; all, where it has fewer.
         """
         self.key_rows = key_rows.contiguous()
@@ -134,7 +134,9 @@ class MostSimilarSearch:
         self.k = k
         self._lists: cpu_kernels.SampleLists | None = None
         if cpu_kernels.are_available(key_rows, interpolation.weights):
-            self._lists = cpu_kernels.merge_samples(*interpolation)
+            self._lists = cpu_kernels.merge_samples(
+                interpolation.positions, interpolation.weights.float()
+            )
 
     @torch.no_grad()
     def in_map(self, reference_rows: Tensor, tile: int = TILE) -> MostSimilar:
@@ -145,13 +147,14 @@ class MostSimilarSearch:
             tile: positions to correlate at a time.
         """
         k, num_bins = min(self.k, len(reference_rows)), len(self.bin_norms)
-        unit_rows = reference_rows / (reference_rows.norm(dim=1, keepdim=True) + NORM_EPS)
-        values = self.key_rows.new_full((num_bins, k), -torch.inf)
+        norms = reference_rows.norm(dim=1, keepdim=True, dtype=self.bin_norms.dtype)
+        unit_rows = (reference_rows / (norms + NORM_EPS)).to(self.key_rows.dtype)
+        values = self.bin_norms.new_full((num_bins, k), -torch.inf)
         positions = torch.zeros(num_bins, k, dtype=torch.long, device=values.device)
         for start in range(0, len(unit_rows), tile):
             correlation = self.key_rows @ unit_rows[start : start + tile].T
             if self._lists is not None:
-                cpu_kernels.search(correlation, self._lists, start, values, positions)
+                cpu_kernels.search(correlation.float(), self._lists, start, values, positions)
             else:
                 values, positions = self._merge(correlation, start, values, positions)
         return MostSimilar(positions, values / (self.bin_norms[:, None] + NORM_EPS))
@@ -163,7 +166,7 @@ class MostSimilarSearch:
         k = values.shape[1]
         similarity = self.interpolation.of(correlation)
         found, at = similarity.topk(min(k, similarity.shape[1]), dim=1)
-        values, order = torch.cat([values, found], dim=1).topk(k, dim=1)
+        values, order = torch.cat([values, found.to(values.dtype)], dim=1).topk(k, dim=1)
         return values, torch.cat([positions, at + start], dim=1).gather(1, order)
 
 

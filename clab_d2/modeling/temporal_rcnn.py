@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.modeling.backbone import fix_batch_norm_statistics
 from clab_d2.modeling.contrastive_branch import ContrastiveBranch
+from clab_d2.modeling.inference import autocast_to
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.rpn import TemporalRPN
 from clab_d2.modeling.temporal_roi_heads import TemporalROIHeads
@@ -63,6 +64,7 @@ class TemporalRCNN(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         frames_per_batch: int = 1,
+        precision: str = "fp32",
     ) -> None:
         """
         Args:
@@ -72,6 +74,7 @@ class TemporalRCNN(nn.Module):
             contrastive_branch: CLAB's branch; None trains without it.
             pixel_mean, pixel_std: normalisation, one number a channel.
             frames_per_batch: at test, frames that go through the backbone together.
+            precision: at test, "fp32", or "bf16" or "fp16" for autocast.
         """
         super().__init__()
         self.backbone = backbone
@@ -79,6 +82,7 @@ class TemporalRCNN(nn.Module):
         self.roi_heads = roi_heads
         self.contrastive_branch = contrastive_branch
         self.frames_per_batch = frames_per_batch
+        self.precision = precision
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.memory = ReferenceMemory()
@@ -107,6 +111,7 @@ class TemporalRCNN(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "frames_per_batch": cfg.TEST.KEY_FRAMES_PER_BATCH,
+            "precision": cfg.TEST.PRECISION,
         }
 
     @property
@@ -307,7 +312,8 @@ class TemporalRCNN(nn.Module):
         for video, batch in groupby(
             clips, key=lambda clip: (clip.get("dataset_name"), clip.get("video_id"))
         ):
-            results += self._detect_in_video(video, list(batch), postprocess)
+            with autocast_to(self.precision, self.device):
+                results += self._detect_in_video(video, list(batch), postprocess)
         return results
 
     def _detect_in_video(

@@ -111,8 +111,10 @@ class TemporalRoIAlign(nn.Module):
             sampling_ratio,
             *feature.shape[-2:],
         )
+        # In half precision sums of squares overflow and cosines hardly differ.
+        precise = torch.promote_types(bins.dtype, torch.float32)
         search = MostSimilarSearch(
-            map_rows(feature), interpolation, bins.norm(dim=1), self.num_most_similar
+            map_rows(feature), interpolation, bins.norm(dim=1, dtype=precise), self.num_most_similar
         )
         return [search.in_map(reference.detach()) for reference in references]
 
@@ -201,10 +203,11 @@ class TemporalRoIAlign(nn.Module):
         embedded = None
         if self.embed is not None:
             embedded = self.embed(roi_features).permute(0, 2, 3, 1)
-        output = torch.empty_like(own, memory_format=torch.contiguous_format)
         if embedded is not None and cpu_kernels.are_available(own, embedded, table):
+            output = own.new_empty(own.shape, dtype=torch.float32)
             self._attend_compiled(own, embedded, table, positions, weights, counts, output)
-            return output.permute(0, 3, 1, 2)
+            return output.to(own.dtype).permute(0, 3, 1, 2)
+        output = torch.empty_like(own, memory_format=torch.contiguous_format)
         budget = CHUNK_BYTES_CUDA if own.is_cuda else CHUNK_BYTES_CPU
         per_roi = num_bins * channels * (num_refs + 9 * self.num_heads) * own.element_size()
         step = max(1, budget // per_roi)
@@ -241,26 +244,33 @@ class TemporalRoIAlign(nn.Module):
         assert self.embed is not None
         num_rois, size, _, channels = own.shape
         heads, per_head, num_bins = self.num_heads, channels // self.num_heads, size * size
-        own, embedded = own.contiguous(), embedded.contiguous()
-        kernel = self.embed.weight.view(heads, per_head, channels, 9)
+        # The products in whatever precision holds, the loops in single precision.
+        kernel = self.embed.weight.to(embedded.dtype).view(heads, per_head, channels, 9)
         kernel = kernel.permute(0, 1, 3, 2).reshape(heads, per_head, 9 * channels)
         bias = self.embed.bias if self.embed.bias is not None else own.new_zeros(channels)
+        own, bias, table, weights = (t.float().contiguous() for t in (own, bias, table, weights))
         log_counts = own.new_tensor(counts).log()
-        step = min(_ROIS_AT_A_TIME, num_rois)
-        queries = own.new_empty(heads, step * num_bins, 9 * channels)
-        for start in range(0, num_rois, step):
-            chunk = slice(start, min(start + step, num_rois))
-            by_head = embedded[chunk].reshape(-1, heads, per_head)
+        step = min(_ROIS_AT_A_TIME, num_rois) * num_bins
+        room = own.new_empty(heads * step * 9 * channels)
+        by_head = embedded.reshape(-1, heads, per_head)
+        for start in range(0, num_rois, _ROIS_AT_A_TIME):
+            chunk = slice(start, min(start + _ROIS_AT_A_TIME, num_rois))
+            bins = slice(chunk.start * num_bins, chunk.stop * num_bins)
+            shape = (heads, bins.stop - bins.start, 9 * channels)
+            queries = room[: math.prod(shape)].view(shape)
             for head in range(heads):
-                torch.mm(by_head[:, head], kernel[head], out=queries[head, : len(by_head)])
+                if by_head.dtype == queries.dtype:
+                    torch.mm(by_head[bins, head], kernel[head], out=queries[head])
+                else:
+                    queries[head] = by_head[bins, head] @ kernel[head]
             cpu_kernels.attend(
-                queries[:, : len(by_head)].unflatten(2, (9, channels)),
+                queries.unflatten(2, (9, channels)),
                 own[chunk],
-                embedded[chunk],
+                embedded[chunk].float().contiguous(),
                 bias,
                 table,
-                positions[chunk].reshape(len(by_head), len(counts), -1),
-                weights[chunk].reshape(len(by_head), len(counts), -1),
+                positions[chunk].unflatten(1, (num_bins, -1)).flatten(0, 1),
+                weights[chunk].unflatten(1, (num_bins, -1)).flatten(0, 1),
                 log_counts,
                 output[chunk],
             )

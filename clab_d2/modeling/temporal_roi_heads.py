@@ -207,6 +207,9 @@ class TemporalROIHeads(ROIHeads):
         ]
         logits = torch.cat([scores for scores, _ in predictions])
         deltas = torch.cat([delta for _, delta in predictions])
+        # In mixed precision scores of three digits would tie, and ties cost precision.
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        logits, deltas = logits.to(precise), deltas.to(precise)
         if self.training:
             return [], self.box_predictor.losses((logits, deltas), list(proposals))
         instances, _ = self.box_predictor.inference((logits, deltas), list(proposals))

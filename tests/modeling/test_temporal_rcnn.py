@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import Tensor
+from made_clips import assert_same, build, image, losses_of, test_clips, training_clip
 
-from clab_d2 import get_clab_cfg
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.modeling import TemporalRCNN
 
 CONFIGS = [
     "faster_rcnn_quick",
@@ -21,81 +14,6 @@ CONFIGS = [
     "clab_quick",
     "clab_fpn_quick",
 ]
-
-
-@pytest.fixture
-def config(repo_root):
-    def load(name: str, *overrides: Any) -> CfgNode:
-        cfg = get_clab_cfg()
-        cfg.merge_from_file(str(repo_root / f"configs/quick_schedules/{name}.yaml"))
-        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
-        return cfg
-
-    return load
-
-
-def build(cfg: CfgNode) -> TemporalRCNN:
-    torch.manual_seed(0)
-    return build_model(cfg)
-
-
-def image(seed: int, size: tuple[int, int] = (64, 96)) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
-
-
-def training_clip(number: int, size: tuple[int, int] = (64, 96)) -> dict[str, Any]:
-    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [30.0, 8.0, 60.0, 44.0]])
-    return {
-        "image": image(10 * number, size),
-        "instances": Instances(
-            size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([number % 3, 4])
-        ),
-        "video_id": number,
-        "frame_id": 5,
-        "reference_frame_ids": [3, 8],
-        "reference_images": {3: image(10 * number + 1, size), 8: image(10 * number + 2, size)},
-    }
-
-
-def losses_of(model: TemporalRCNN, clips: list[dict], iteration: int = 0) -> dict[str, Tensor]:
-    with EventStorage(iteration):
-        return model(clips)
-
-
-def test_clips(
-    video: int, length: int, window: int = 2, size: tuple[int, int] = (64, 96)
-) -> list[dict[str, Any]]:
-    """A video as the loader gives it: references are the frames around, new ones come along."""
-    seen: set[int] = set()
-    clips = []
-    for frame in range(length):
-        ids = [min(max(frame + step, 0), length - 1) for step in range(-window, window + 1)]
-        entering = set(ids) - seen - {frame}
-        seen |= set(ids)
-        clips.append(
-            {
-                "image": image(100 * video + frame, size),
-                "height": 2 * size[0],
-                "width": 2 * size[1],
-                "video_id": video,
-                "frame_id": frame,
-                "reference_frame_ids": ids,
-                "reference_images": {i: image(100 * video + i, size) for i in entering},
-            }
-        )
-    return clips
-
-
-test_clips.__test__ = False  # a helper, not a test
-
-
-def assert_same(left: dict[str, Instances], right: dict[str, Instances]) -> None:
-    left, right = left["instances"], right["instances"]
-    assert len(left) == len(right) > 0
-    torch.testing.assert_close(left.scores, right.scores)
-    torch.testing.assert_close(left.pred_boxes.tensor, right.pred_boxes.tensor)
-    assert left.pred_classes.tolist() == right.pred_classes.tolist()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

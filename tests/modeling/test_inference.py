@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from made_clips import assert_same, build, test_clips
+from torch import nn
+
+from clab_d2.modeling.inference import fold_batch_norms, prepare_for_inference
+
+
+def randomise_batch_norms(model: nn.Module) -> None:
+    """Statistics as training leaves them; those of a new model change nothing."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            module.running_mean.data.uniform_(-0.2, 0.2)
+            module.running_var.data.uniform_(0.6, 1.5)
+            module.weight.data.uniform_(0.7, 1.3)
+            module.bias.data.uniform_(-0.2, 0.2)
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "GN", ""])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_batch_norm_is_the_conv_and_its_norm(norm, bias):
+    torch.manual_seed(0)
+    norms = {"BN": nn.BatchNorm2d(8), "FrozenBN": FrozenBatchNorm2d(8), "GN": nn.GroupNorm(2, 8)}
+    conv = Conv2d(4, 8, 3, bias=bias, norm=norms.get(norm), activation=nn.ReLU())
+    model = nn.Sequential(conv).eval()
+    randomise_batch_norms(model)
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        expected = model(x)
+        folded = fold_batch_norms(model)
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+    assert folded == (1 if norm in ("BN", "FrozenBN") else 0)
+    assert (conv.norm is None) == (norm != "GN")
+
+
+@pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick", "faster_rcnn_quick"])
+def test_detections_stay_the_same(config, name):
+    cfg = config(name, "MODEL.RESNETS.NORM", "BN")
+    model = build(cfg)
+    randomise_batch_norms(model.backbone)
+    prepared = prepare_for_inference(copy.deepcopy(model), cfg)
+    assert not [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not prepared.training
+    model.eval()
+    for clip in test_clips(0, 3):
+        assert_same(prepared([clip])[0], model([clip])[0])
+
+
+def test_left_as_it_is_unless_asked(config):
+    cfg = config("clab_quick", "TEST.OPTIMIZE", False)
+    model = build(cfg)
+    before = list(model.state_dict())
+    prepare_for_inference(model, cfg)
+    assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick", "faster_rcnn_quick"])
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "operators"])
+def test_mixed_precision_finds_about_the_same(config, name, precision, compiled, monkeypatch):
+    from clab_d2.modeling import cpu_kernels
+
+    if not compiled:
+        monkeypatch.setattr(cpu_kernels, "_loops", lambda: None)
+    exact = build(config(name)).eval()
+    mixed = build(config(name, "TEST.PRECISION", precision)).eval()
+    mixed.load_state_dict(exact.state_dict())
+    seen = []
+    mixed.backbone.register_forward_hook(
+        lambda module, arguments, output: seen.extend(m.dtype for m in output.values())
+    )
+    for clip in test_clips(0, 3):
+        expected, actual = exact([clip])[0]["instances"], mixed([clip])[0]["instances"]
+        assert actual.pred_boxes.tensor.dtype == actual.scores.dtype == torch.float32
+        assert torch.isfinite(actual.pred_boxes.tensor).all()
+        # Random weights find hundreds of boxes of about equal score, so only the scores compare.
+        assert len(actual) > 0
+        torch.testing.assert_close(actual.scores.max(), expected.scores.max(), atol=0.02, rtol=0)
+    assert set(seen) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
