@@ -1,40 +1,43 @@
 #!/usr/bin/env python
-"""Time a temporal detector against its single-frame half, side by side, on one made-up video.
+"""Measure a temporal detector against its single-frame half and against the plain way.
 
-    tools/benchmark.py                                          R-50 DC5, 600x1000, 14 references
-    tools/benchmark.py --config-file C --size 128 192 --frames 5 --opts KEY VALUE ...
+    tools/benchmark.py                                    R-50 DC5, 600x1000, 14 references
+    tools/benchmark.py --config-file C --size 128 192 --quick --opts KEY VALUE ...
 
-Random weights and frames: the cost does not depend on what is seen. The variants take turns at
-every key frame, so that a machine that slows down slows them alike:
+On one made-up video, with random weights, in one run, the variants in turns:
 
-    single frame    the same detector without SELSA and Temporal RoI Align
-    temporal        references computed once a video and kept
-    no memory       references computed anew for every key frame (only with --no-memory: slow)
+    single frame       the same detector without SELSA and Temporal RoI Align
+    temporal           as it is used
+    temporal, plain    everything recomputed at every key frame, as the official code does
+
+Prints frames per second, ratios with their spread, peak memory, a breakdown by stage, and how the
+cost grows with references, resolution and length of the video; writes tables and a plot.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
-from clab_d2 import get_clab_cfg
-from clab_d2.data.frame_sampling import adaptive_references
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, one_line
-from clab_d2.errors import ConfigError
-from clab_d2.io import write_json
-from clab_d2.modeling import TemporalRCNN
+from clab_d2 import benchmark
+from clab_d2.benchmark import OURS, PLAIN, SINGLE, Setting
+from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.io import atomic_write, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "configs/ImageNetVID/temporal_roi_align_R_50_DC5.yaml"
+
+REFERENCES = (2, 6, 14, 22, 30)
+# Short sides, as parts of the size asked for.
+RESOLUTIONS = (0.5, 0.75, 1.0, 1.25)
+LENGTHS = (100, 1_000, 10_000, 100_000)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,109 +46,186 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default=str(DEFAULT_CONFIG), metavar="C")
     parser.add_argument("--size", type=int, nargs=2, default=(600, 1000), metavar=("H", "W"))
-    parser.add_argument("--frames", type=int, default=3, help="key frames timed")
-    parser.add_argument("--no-memory", action="store_true", help="also time the third variant")
-    parser.add_argument("--output", metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--frames", type=int, default=6, help="key frames timed")
+    parser.add_argument("--plain-frames", type=int, default=3, help="of them, the plain way; or 0")
+    parser.add_argument("--quick", action="store_true", help="neither memory nor scaling")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/benchmark"), help="folder (%(default)s)"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
     return parser.parse_args()
 
 
-def build(config_file: str, options: list[str]) -> tuple[CfgNode, TemporalRCNN]:
-    cfg = get_clab_cfg()
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(options)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of a run, as they go into the JSON."""
+    cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
+        cfg.defrost()
         cfg.MODEL.DEVICE = "cpu"
-    torch.manual_seed(0)
-    return cfg, build_model(cfg).eval()
-
-
-def seconds(run: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each key frame, by variant."""
-    cfg, temporal = build(args.config_file, args.opts)
-    if not temporal.aggregates:
-        raise ConfigError(f"{args.config_file}: a single-frame detector has nothing to compare")
-    off = ["MODEL.SELSA.ENABLED", "False", "MODEL.TEMPORAL_ROI_ALIGN.ENABLED", "False"]
-    _, single = build(args.config_file, [*args.opts, *off])
+    num = cfg.TEST.REFERENCES.NUM
+    setting = Setting(cfg, tuple(args.size), num)
+    comparison = benchmark.compare(setting, args.frames, min(args.plain_frames, args.frames))
+    figures: dict[str, Any] = {
+        "machine": machine(cfg.MODEL.DEVICE),
+        "config": Path(args.config_file).name,
+        "options": args.opts,
+        "size": list(args.size),
+        "references": num,
+        "seconds": comparison.seconds,
+        "difference": comparison.difference,
+        "variants": {
+            variant: summary(comparison, variant) for variant in comparison.seconds
+        },
+        "stages": benchmark.stages(setting, min(args.frames, 3)),
+    }
+    if args.quick:
+        return figures
+    for variant in comparison.seconds:
+        figures["variants"][variant] |= {
+            f"{name} MiB": value for name, value in benchmark.peak_memory(setting, variant).items()
+        }
     height, width = args.size
-    # Frame 0 fills the memory and warms up; then key frames are timed that are no references, so
-    # that nothing of theirs is in memory already.
-    length = 4 * cfg.TEST.REFERENCES.NUM + args.frames
-    frames = torch.randint(0, 256, (length, 3, height, width), dtype=torch.uint8)
-    references = adaptive_references(length, cfg.TEST.REFERENCES.NUM)
-    keys = [frame for frame in range(length) if frame not in references][: args.frames]
+    sizes = [(round(height * part), round(width * part)) for part in RESOLUTIONS]
+    rows: dict[str, list[tuple[str, Setting]]] = {
+        "references": [(str(n), Setting(cfg, (height, width), n)) for n in REFERENCES],
+        "resolution": [(f"{h}x{w}", Setting(cfg, (h, w), num)) for h, w in sizes],
+        "video length": [(str(n), Setting(cfg, (height, width), num, n)) for n in LENGTHS],
+    }
+    figures["scaling"] = {}
+    for name, settings in rows.items():
+        taken = benchmark.scaling([setting for _, setting in settings], min(args.frames, 4))
+        figures["scaling"][name] = [
+            {"value": value, SINGLE: single, OURS: ours, "ratio": ours / single}
+            for (value, _), (single, ours) in zip(settings, taken, strict=True)
+        ]
+    return figures
 
-    def clip(frame: int, everything: bool) -> dict:
-        wanted = set(references) - {frame} if everything or frame == 0 else set()
-        return {
-            "image": frames[frame],
-            "height": height,
-            "width": width,
-            "video_id": 1,
-            "frame_id": frame,
-            "reference_frame_ids": [*references, frame],
-            "reference_images": {index: frames[index] for index in wanted},
-        }
 
-    def without_memory(frame: int) -> None:
-        temporal.memory.clear()
-        temporal([clip(frame, True)])
+def machine(device: str) -> str:
+    on_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
-    times: dict[str, list[float]] = {"single frame": [], "temporal": []}
-    for frame in [0, *keys]:
-        rows = {
-            "single frame": seconds(
-                lambda f=frame: single(
-                    [{**clip(f, False), "reference_frame_ids": [], "reference_images": {}}]
+
+def summary(comparison: benchmark.Comparison, variant: str) -> dict[str, float]:
+    """Medians, and ratios with their spread over the key frames."""
+    median = statistics.median(comparison.seconds[variant])
+    row = {"s a frame": median, "frames/s": 1 / median}
+    for title, ratios in (
+        ("x single", comparison.ratios(variant, SINGLE)),
+        (
+            "x faster than plain",
+            [1 / r for r in comparison.ratios(variant, PLAIN)]
+            if comparison.seconds.get(PLAIN)
+            else [],
+        ),
+    ):
+        if ratios:
+            row[title] = statistics.median(ratios)
+            row[f"{title}, least"] = min(ratios)
+            row[f"{title}, most"] = max(ratios)
+    return row
+
+
+def tables(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    height, width = figures["size"]
+    rows = []
+    for variant, row in figures["variants"].items():
+        shown: dict[str, Any] = {"variant": variant}
+        for name in ("s a frame", "frames/s"):
+            shown[name] = f"{row[name]:.3g}"
+        for name in ("x single", "x faster than plain"):
+            if name in row:
+                shown[f"{name} (least to most)"] = (
+                    f"{row[name]:.2f} ({row[f'{name}, least']:.2f} to {row[f'{name}, most']:.2f})"
                 )
-            ),
-            "temporal": seconds(lambda f=frame: temporal([clip(f, False)])),
-        }
-        if frame > 0:
-            for name, value in rows.items():
-                times[name].append(value)
-    if args.no_memory:
-        times["no memory"] = [seconds(lambda f=frame: without_memory(f)) for frame in keys]
-    return times
+        if "peak MiB" in row:
+            shown["peak over weights"] = f"{row['peak MiB'] / 1024:.2f} GiB"
+        rows.append(shown)
+    parts = [
+        f"{figures['config']} {' '.join(figures['options'])}".strip()
+        + f", {height}x{width}, {figures['references']} references and the key frame; "
+        f"{figures['machine']}; medians of {len(figures['seconds'][OURS])} key frames.",
+        _table(rows),
+    ]
+    if figures["difference"]:
+        parts.append(
+            "Ours against the plain way, all proposals of these key frames: scores within "
+            f"{figures['difference']['score']:.1e}, boxes within "
+            f"{figures['difference']['box']:.1e} px."
+        )
+    total = sum(figures["stages"].values())
+    parts.append(
+        _table(
+            [
+                {"stage": name, "ms": f"{1000 * value:.0f}", "share": f"{value / total:.0%}"}
+                for name, value in figures["stages"].items()
+            ]
+        )
+    )
+    for name, rows in figures.get("scaling", {}).items():
+        parts.append(
+            _table(
+                [
+                    {
+                        name: row["value"],
+                        "single frame, s": f"{row[SINGLE]:.3g}",
+                        "temporal, s": f"{row[OURS]:.3g}",
+                        "ratio": f"{row['ratio']:.2f}",
+                    }
+                    for row in rows
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
+def draw(figures: dict[str, Any], file: Path) -> None:
+    """Times by variant and stage, and how they grow, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    scaled = figures.get("scaling", {})
+    axes = figure.subplots(1, 1 + len(scaled), squeeze=False)[0]
+    left = 0.0
+    for name, value in figures["stages"].items():
+        axes[0].barh([OURS], [value], left=left, label=name)
+        left += value
+    axes[0].barh([SINGLE], [figures["variants"][SINGLE]["s a frame"]], color="grey")
+    axes[0].set_xlabel("seconds a key frame")
+    axes[0].legend(fontsize=6, loc="lower right")
+    for axis, (name, rows) in zip(axes[1:], scaled.items(), strict=True):
+        values = [row["value"] for row in rows]
+        for variant, style in ((OURS, "o-"), (SINGLE, "s--")):
+            axis.plot(values, [row[variant] for row in rows], style, label=variant)
+        axis.set_xlabel(name)
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=7)
+    with atomic_write(file, "wb") as stream:
+        figure.savefig(stream, dpi=120, format="png")
 
 
 def main() -> int:
     args = parse_arguments()
     try:
-        times = measure(args)
+        figures = measure(args)
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    base = times["single frame"]
-    rows = []
-    for name, values in times.items():
-        ratios = [value / other for value, other in zip(values, base, strict=True)]
-        median = statistics.median(values)
-        rows.append(
-            {
-                "variant": name,
-                "s a frame": median,
-                "frames/s": 1 / median,
-                "x single": statistics.median(ratios),
-                "least": min(ratios),
-                "most": max(ratios),
-            }
-        )
-    print(f"{args.size[0]}x{args.size[1]}, {torch.get_num_threads()} threads, medians")
-    print(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".3g"))
-    if args.output:
-        write_json(args.output, {"times": times, "arguments": vars(args)}, indent=1)
-        print(f"written: {args.output}")
+    text = tables(figures)
+    print(text)
+    write_json(args.output / "benchmark.json", figures, indent=1)
+    with atomic_write(args.output / "benchmark.md") as file:
+        file.write(text)
+    draw(figures, args.output / "benchmark.png")
+    print(f"written: {args.output}/benchmark.{{json,md,png}}")
     return 0
 
 

@@ -85,14 +85,14 @@ class TemporalRoIAlign(nn.Module):
             return roi_features
         rows = [map_rows(reference) for reference in references]
         bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
-        similar = self._search(
+        similar = self.search(
             bins.detach(), boxes, feature.detach(), rows, scale=scale, sampling_ratio=sampling_ratio
         )
         if torch.is_grad_enabled():
             return self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
-        return self._aggregate(roi_features, rows, cat(rows), similar, counts)
+        return self.aggregate(roi_features, rows, cat(rows), similar, counts)
 
-    def _search(
+    def search(
         self,
         bins: Tensor,
         boxes: Tensor,
@@ -156,7 +156,7 @@ class TemporalRoIAlign(nn.Module):
         weights = (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0)
         return (frames.view(shape) * weights[:, :, :, None]).sum(dim=0).flatten(1, 2)
 
-    def _aggregate(
+    def aggregate(
         self,
         roi_features: Tensor,
         references: Sequence[Tensor],

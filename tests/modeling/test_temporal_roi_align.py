@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,31 +10,8 @@ from torchvision.ops import roi_align
 
 from clab_d2.modeling import cpu_kernels
 from clab_d2.modeling.most_similar import bin_interpolation
+from clab_d2.modeling.plain import plain_temporal_roi_align
 from clab_d2.modeling.temporal_roi_align import TemporalRoIAlign
-
-
-def plain_temporal_roi_align(
-    module: TemporalRoIAlign, roi_features: Tensor, references: list[Tensor]
-) -> Tensor:
-    """The formula as METHOD states it, every product written out: what the fast way must equal."""
-    num_rois, channels, size, _ = roi_features.shape
-    bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1)
-    frames = [roi_features]
-    for reference in references:
-        rows = reference.flatten(1).T
-        unit_bins = bins / (bins.norm(dim=1, keepdim=True) + 1e-10)
-        unit_rows = rows / (rows.norm(dim=1, keepdim=True) + 1e-10)
-        values, positions = (unit_bins @ unit_rows.T).topk(module.num_most_similar, dim=1)
-        gathered = (values.softmax(dim=1)[..., None] * rows[positions]).sum(dim=1)
-        frames.append(gathered.view(num_rois, size, size, channels).permute(0, 3, 1, 2))
-    stacked = torch.stack(frames)
-    if module.embed is None:
-        return stacked.mean(dim=0)
-    shape = (len(frames), num_rois, module.num_heads, -1, size, size)
-    embedded = module.embed(stacked.flatten(0, 1)).view(shape)
-    logits = (embedded * embedded[:1]).sum(dim=3, keepdim=True)
-    weights = (logits / math.sqrt(channels / module.num_heads)).softmax(dim=0)
-    return (weights * stacked.view(shape)).sum(dim=0).flatten(1, 2)
 
 
 def make_case(

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from clab_d2.benchmark import OURS, PLAIN, SINGLE
+
 
 def run(repo_root, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -14,17 +18,32 @@ def run(repo_root, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_times_every_variant_on_the_same_key_frames(repo_root, tmp_path):
-    output = tmp_path / "bench.json"
-    config = "configs/quick_schedules/clab_quick.yaml"
+@pytest.mark.parametrize("quick", [True, False])
+def test_measures_every_variant_on_the_same_key_frames(repo_root, tmp_path, quick):
     done = run(
-        repo_root, "--config-file", config, "--frames", "2", "--no-memory", "--output", str(output)
-    )
+        repo_root, "--config-file", "configs/quick_schedules/clab_quick.yaml", "--frames", "3",
+        "--plain-frames", "2", *(["--quick"] if quick else []), "--output", str(tmp_path),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    times = json.loads(output.read_text())["times"]
-    assert set(times) == {"single frame", "temporal", "no memory"}
-    assert all(len(values) == 2 and min(values) > 0 for values in times.values())
-    assert all(name in done.stdout for name in times)
+    figures = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {name: len(values) for name, values in figures["seconds"].items()} == {
+        SINGLE: 3, OURS: 3, PLAIN: 2,
+    }  # fmt: skip
+    assert figures["difference"]["score"] < 1e-4
+    assert figures["difference"]["box"] < 0.01
+    ours = figures["variants"][OURS]
+    assert ours["x single, least"] <= ours["x single"] <= ours["x single, most"]
+    assert "Temporal RoI Align: search" in figures["stages"]
+    assert all(value > 0 for value in figures["stages"].values())
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "benchmark.md").read_text() in done.stdout + "\n"
+    if quick:
+        assert "scaling" not in figures
+        return
+    assert {name: len(rows) for name, rows in figures["scaling"].items()} == {
+        "references": 5, "resolution": 4, "video length": 4,
+    }  # fmt: skip
+    assert all(row["weights MiB"] > 0 for row in figures["variants"].values())
 
 
 def test_a_single_frame_config_is_refused_in_one_line(repo_root):

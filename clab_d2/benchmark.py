@@ -1,0 +1,324 @@
+"""Speed and memory of temporal detectors, measured side by side on one made-up video.
+
+Weights and frames are random: what a detector costs does not depend on what it sees. The variants
+take turns at every key frame, so that a machine that slows down slows them alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import multiprocessing
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from clab_d2.data.frame_sampling import adaptive_references
+from clab_d2.errors import ConfigError
+from clab_d2.modeling import TemporalRCNN, prepare_for_inference
+from clab_d2.modeling.plain import make_plain
+
+Clip = dict[str, Any]
+
+SINGLE, OURS, PLAIN = "single frame", "temporal", "temporal, plain"
+
+# Parts of the model that the breakdown times: attribute path -> name
+STAGES = {
+    "backbone.forward": "backbone",
+    "proposal_generator.propose": "RPN",
+    "roi_heads.encode_references": "key frame as reference (RoIAlign, FC, keys, values)",
+    "roi_heads.temporal_roi_align.search": "Temporal RoI Align: search",
+    "roi_heads.temporal_roi_align.aggregate": "Temporal RoI Align: attention",
+    "roi_heads.box_head.forward": "FC layers and SELSA",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        cfg: a temporal detector's config.
+        size: (height, width) of the frames.
+        num_references: references of a key frame, itself not counted.
+        length: frames of the video.
+    """
+
+    cfg: CfgNode
+    size: tuple[int, int]
+    num_references: int
+    length: int = 0
+
+    @functools.cached_property
+    def references(self) -> list[int]:
+        """Reference frames, the same for all key frames ("adaptive" sampling)."""
+        return adaptive_references(self.num_frames, self.num_references)
+
+    @property
+    def num_frames(self) -> int:
+        return self.length or 4 * self.num_references + 20
+
+    def key_frames(self, count: int) -> list[int]:
+        """Frames that are no references, so that nothing of theirs is in memory already."""
+        frames = [f for f in range(1, self.num_frames) if f not in self.references]
+        if len(frames) < count:
+            raise ConfigError(f"a video of {self.num_frames} frames is too short for {count} keys")
+        return frames[:count]
+
+    def clip(self, frame: int, variant: str) -> Clip:
+        """A key frame as the loader gives it to a variant."""
+        own = variant == SINGLE
+        entering: set[int] = set()
+        if variant == PLAIN or (variant == OURS and frame == 0):
+            entering = set(self.references) - {frame}
+        return {
+            "image": self.image(frame),
+            "height": self.size[0],
+            "width": self.size[1],
+            "video_id": 1,
+            "frame_id": frame,
+            "reference_frame_ids": [] if own else [*self.references, frame],
+            "reference_images": {index: self.image(index) for index in sorted(entering)},
+        }
+
+    def image(self, frame: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(frame)
+        return torch.randint(0, 256, (3, *self.size), generator=generator, dtype=torch.uint8)
+
+
+def build(cfg: CfgNode, variant: str) -> TemporalRCNN:
+    """A variant with random weights, which are the same for all of them.
+
+    The plain one stays as it was built, as the official code has it; the others are prepared for
+    inference by ``TEST.OPTIMIZE`` and ``TEST.COMPILE``.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if variant == SINGLE:
+        cfg.MODEL.SELSA.ENABLED = cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = False
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    if variant == PLAIN:
+        return make_plain(model.eval())
+    return prepare_for_inference(model, cfg)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of a call, the accelerator's work included."""
+    _synchronize()
+    start = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Comparison:
+    """Variants side by side.
+
+    Attributes:
+        seconds: of each key frame, by variant.
+        difference: greatest difference of class probabilities (by "score") and of boxes (by
+            "box", in pixels) between ours and the plain way, over all proposals of the key frames
+            that both did; empty without the plain way.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    difference: dict[str, float] = field(default_factory=dict)
+
+    def ratios(self, variant: str, base: str) -> list[float]:
+        """``variant``'s time by ``base``'s at each key frame."""
+        return [
+            a / b for a, b in zip(self.seconds[variant], self.seconds[base], strict=False)
+        ]
+
+
+def compare(setting: Setting, num_keys: int, num_plain: int) -> Comparison:
+    """Time the variants in turns.
+
+    Args:
+        setting: what to measure.
+        num_keys: key frames timed, after one that warms up.
+        num_plain: how many of these the plain way does, too.
+    """
+    variants = [SINGLE, OURS, *([PLAIN] if num_plain else [])]
+    models = {variant: build(setting.cfg, variant) for variant in variants}
+    if not models[OURS].aggregates:
+        raise ConfigError(
+            "a single-frame detector has nothing to compare; take a config with SELSA or "
+            "Temporal RoI Align"
+        )
+    predicted: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+    for variant in (OURS, PLAIN):
+        if variant in models:
+            _record(models[variant], predicted[variant])
+    result = Comparison({variant: [] for variant in variants})
+    warm_up, *keys = setting.key_frames(num_keys + 1)
+    models[OURS]([setting.clip(0, OURS)])
+    for number, key in enumerate([warm_up, *keys]):
+        for variant in variants:
+            if variant == PLAIN and not 0 < number <= num_plain:
+                continue
+            clip = setting.clip(key, variant)
+            predicted[variant].clear()
+            taken = seconds(lambda m=models[variant], c=clip: m([c]))
+            if number > 0:
+                result.seconds[variant].append(taken)
+        if predicted[PLAIN]:
+            for name, value in _difference(*predicted[OURS], *predicted[PLAIN]).items():
+                result.difference[name] = max(value, result.difference.get(name, 0.0))
+            predicted[PLAIN].clear()
+    return result
+
+
+def _record(model: TemporalRCNN, predicted: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Keep the class probabilities and boxes of every proposal, before NMS."""
+    predictor = model.roi_heads.box_predictor
+    inference = predictor.inference
+
+    def recorded(predictions: Any, proposals: Any) -> Any:
+        predicted.append(
+            (
+                torch.cat(predictor.predict_probs(predictions, proposals)),
+                torch.cat(predictor.predict_boxes(predictions, proposals)),
+            )
+        )
+        return inference(predictions, proposals)
+
+    predictor.inference = recorded
+
+
+def _difference(
+    ours: tuple[torch.Tensor, torch.Tensor], plain: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, float]:
+    (scores, boxes), (plain_scores, plain_boxes) = ours, plain
+    if scores.shape != plain_scores.shape:
+        return {"score": math.inf, "box": math.inf}
+    # Proposals of equal objectness may come in another order: compare each with its nearest.
+    nearest = torch.cdist(boxes, plain_boxes).argmin(dim=1)
+    return {
+        "score": (scores - plain_scores[nearest]).abs().max().item(),
+        "box": (boxes - plain_boxes[nearest]).abs().max().item(),
+    }
+
+
+def stages(setting: Setting, num_keys: int) -> dict[str, float]:
+    """Seconds of each part of the temporal detector at a key frame, medians of some."""
+    model = build(setting.cfg, OURS)
+    taken: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            results: list[Any] = []
+            taken[name] += seconds(lambda: results.append(function(*args, **kwargs)))
+            return results[0]
+
+        return run
+
+    for path, name in STAGES.items():
+        *parents, attribute = path.split(".")
+        owner: Any = functools.reduce(getattr, parents, model)
+        if owner is not None:
+            setattr(owner, attribute, timed(name, getattr(owner, attribute)))
+    model([setting.clip(0, OURS)])
+    rows = []
+    for number, key in enumerate(setting.key_frames(num_keys + 1)):
+        taken.clear()
+        clip = setting.clip(key, OURS)
+        total = seconds(lambda c=clip: model([c]))
+        taken["the rest"] = total - sum(taken.values())
+        if number > 0:
+            rows.append(dict(taken))
+    return {name: _median([row[name] for row in rows]) for name in rows[0]}
+
+
+def scaling(settings: Sequence[Setting], num_keys: int) -> list[tuple[float, float]]:
+    """Seconds of a key frame, (single frame, temporal), for each setting; medians, in turns.
+
+    The references come into memory as copies of one frame's features, which cost the same.
+    """
+    runs = []
+    for setting in settings:
+        models = {variant: build(setting.cfg, variant) for variant in (SINGLE, OURS)}
+        runs.append((setting, models, {SINGLE: [], OURS: []}))
+        _fill_memory(models[OURS], setting)
+    for number in range(num_keys + 1):
+        for setting, models, taken in runs:
+            key = setting.key_frames(num_keys + 1)[number]
+            for variant, model in models.items():
+                clip = setting.clip(key, variant)
+                one = seconds(lambda m=model, c=clip: m([c]))
+                if number > 0:
+                    taken[variant].append(one)
+    return [(_median(taken[SINGLE]), _median(taken[OURS])) for _, _, taken in runs]
+
+
+@torch.no_grad()
+def _fill_memory(model: TemporalRCNN, setting: Setting) -> None:
+    clip = setting.clip(0, OURS)
+    only = {**clip, "reference_frame_ids": [0], "reference_images": {}}
+    model([only])
+    frame = model.memory.get(0)
+    for number in set(setting.references) - {0}:
+        model.memory.put(number, frame.copy())
+
+
+def _median(values: Sequence[float]) -> float:
+    return torch.tensor(values, dtype=torch.float64).median().item()
+
+
+def peak_memory(setting: Setting, variant: str) -> dict[str, float]:
+    """MiB that a variant takes at two key frames, in a process of its own.
+
+    Returns:
+        "weights", and "peak" over what the process (on a GPU, the allocator) held with the weights
+        loaded.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory, (setting, variant))
+
+
+def _peak_memory(setting: Setting, variant: str) -> dict[str, float]:
+    model = build(setting.cfg, variant)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = _resident_bytes()
+    if variant == OURS:
+        model([setting.clip(0, OURS)])
+    for key in setting.key_frames(2):
+        model([setting.clip(key, variant)])
+    after = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes()
+    return {"weights": weights / 2**20, "peak": (after - before) / 2**20}
+
+
+def _peak_resident_bytes() -> int:
+    # Kilobytes, but bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _resident_bytes() -> int:
+    """What the process holds now; where that is not to be had, the most it ever held."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return _peak_resident_bytes()
