@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from clab_d2.data.frame_sampling import adaptive_references
 from clab_d2.errors import ConfigError
@@ -300,7 +302,7 @@ def _peak_memory(setting: Setting, variant: str) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        before = _resident_bytes()
+        before = resident_bytes()
     if variant == OURS:
         model([setting.clip(0, OURS)])
     for key in setting.key_frames(2):
@@ -309,13 +311,68 @@ def _peak_memory(setting: Setting, variant: str) -> dict[str, float]:
     return {"weights": weights / 2**20, "peak": (after - before) / 2**20}
 
 
+def training_step(setting: Setting, plain: bool, num_steps: int) -> dict[str, float]:
+    """Forward and backward pass of one clip with two references, in a process of its own.
+
+    Args:
+        setting: its config is built for training; its references are not used.
+        plain: similarities by the formula as it stands, the graph through all of it, proposals of
+            reference frames included.
+        num_steps: steps timed, after one that warms up.
+
+    Returns:
+        "s a step", the median, and "peak MiB" over what was held with the weights loaded.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_training_step, (setting, plain, num_steps))
+
+
+def _training_step(setting: Setting, plain: bool, num_steps: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    model = build_model(setting.cfg)
+    if plain:
+        make_plain(model)
+    model.train()
+    clip = _training_clip(setting)
+    on_gpu = model.device.type == "cuda"
+    before = torch.cuda.memory_allocated() if on_gpu else resident_bytes()
+
+    def step() -> None:
+        torch.manual_seed(0)
+        with EventStorage():
+            sum(model([clip]).values()).backward()
+        model.zero_grad()
+
+    step()
+    taken = [seconds(step) for _ in range(num_steps)]
+    after = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes()
+    return {"s a step": _median(taken), "peak MiB": (after - before) / 2**20}
+
+
+def _training_clip(setting: Setting) -> Clip:
+    height, width = setting.size
+    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.4, 0.3, 0.9, 0.9]])
+    boxes *= torch.tensor([width, height, width, height])
+    return {
+        "image": setting.image(5),
+        "instances": Instances(
+            setting.size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1])
+        ),
+        "video_id": 1,
+        "frame_id": 5,
+        "reference_frame_ids": [3, 8],
+        "reference_images": {3: setting.image(3), 8: setting.image(8)},
+    }
+
+
 def _peak_resident_bytes() -> int:
     # Kilobytes, but bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """What the process holds now; where that is not to be had, the most it ever held."""
     try:
         with open("/proc/self/statm") as file:

@@ -17,6 +17,7 @@ cost grows with references, resolution and length of the video; writes tables an
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import platform
 import statistics
 import sys
@@ -84,6 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         figures["variants"][variant] |= {
             f"{name} MiB": value for name, value in benchmark.peak_memory(setting, variant).items()
         }
+    figures["training"] = training(setting)
     height, width = args.size
     sizes = [(round(height * part), round(width * part)) for part in RESOLUTIONS]
     rows: dict[str, list[tuple[str, Setting]]] = {
@@ -99,6 +101,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for (value, _), (single, ours) in zip(settings, taken, strict=True)
         ]
     return figures
+
+
+def training(setting: Setting) -> dict[str, dict[str, float]]:
+    """Steps of the same clip: ours, with activations computed again, and the plain way."""
+    cfg = setting.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS = True
+    checkpointing = dataclasses.replace(setting, cfg=cfg)
+    return {
+        "ours": benchmark.training_step(setting, False, 3),
+        "ours, activation checkpointing": benchmark.training_step(checkpointing, False, 3),
+        "plain": benchmark.training_step(setting, True, 3),
+    }
 
 
 def machine(device: str) -> str:
@@ -164,6 +179,20 @@ def tables(figures: dict[str, Any]) -> str:
             ]
         )
     )
+    if "training" in figures:
+        parts.append("A training step, one clip of a key frame and two references:")
+        parts.append(
+            _table(
+                [
+                    {
+                        "training": name,
+                        "s a step": f"{row['s a step']:.3g}",
+                        "peak over weights": f"{row['peak MiB'] / 1024:.2f} GiB",
+                    }
+                    for name, row in figures["training"].items()
+                ]
+            )
+        )
     for name, rows in figures.get("scaling", {}).items():
         parts.append(
             _table(

@@ -5,6 +5,7 @@ against it; nothing else uses it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from clab_d2.modeling.most_similar import NORM_EPS
 from clab_d2.modeling.roi_pooler import FastROIPooler
+from clab_d2.modeling.rpn import TemporalRPN
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 from clab_d2.modeling.temporal_roi_align import TemporalRoIAlign
 
@@ -80,6 +82,12 @@ class PlainROIPooler(FastROIPooler):
     forward = ROIPooler.forward
 
 
+class PlainTemporalRPN(TemporalRPN):
+    """Keeps the graph of reference frames' proposals, which nothing uses."""
+
+    propose = inspect.unwrap(TemporalRPN.propose)
+
+
 class PlainTemporalRCNN(TemporalRCNN):
     """:class:`TemporalRCNN` without a memory: each clip comes with all its reference images."""
 
@@ -102,6 +110,7 @@ def make_plain(model: TemporalRCNN) -> TemporalRCNN:
     """
     model.__class__ = PlainTemporalRCNN
     model.roi_heads.pooler.__class__ = PlainROIPooler
+    model.proposal_generator.__class__ = PlainTemporalRPN
     if model.roi_heads.temporal_roi_align is not None:
         model.roi_heads.temporal_roi_align.__class__ = PlainTemporalRoIAlign
     return model
