@@ -92,6 +92,22 @@ class TemporalRPN(RPN):
             matched_boxes.append(boxes)
         return gt_labels, matched_boxes
 
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As :meth:`RPN.forward`, in single precision under autocast, too: among thousands of
+        anchors, scores of three digits would tie, and with them the choice of proposals."""
+        device = images.tensor.device.type
+        precise = {
+            name: feature.to(torch.promote_types(feature.dtype, torch.float32))
+            for name, feature in features.items()
+        }
+        with torch.autocast(device, enabled=False):
+            return super().forward(images, precise, gt_instances)
+
     @torch.no_grad()
     def propose(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
         """Proposals by the settings of test time, for reference frames (in training too).
@@ -106,7 +122,7 @@ class TemporalRPN(RPN):
         # The flag of this module alone: it chooses the numbers of proposals and leaves out losses.
         self.training = False
         try:
-            proposals, _ = super().forward(images, features)
+            proposals, _ = self(images, features)
         finally:
             self.training = was_training
         return proposals
