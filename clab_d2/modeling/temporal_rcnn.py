@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -172,81 +173,96 @@ class TemporalRCNN(nn.Module):
     def losses(self, clips: list[Clip]) -> dict[str, Tensor]:
         """Losses of N clips; see :meth:`forward`."""
         frames = _DistinctFrames(clips)
-        keys = [frames.index_of[index, clip["frame_id"]] for index, clip in enumerate(clips)]
         targets = [clip["instances"].to(self.device) for clip in clips]
-        as_reference = (
-            sorted({frames.index_of[pair] for pair in frames.references})
-            if self.aggregates
-            else []
-        )
         weight = self._contrastive_weight()
+        first_stage = self._first_stage(frames, targets, embed=weight > 0)
+        losses = {**first_stage.losses, **self._roi_losses(clips, frames, first_stage, targets)}
+        if self.contrastive_branch is not None:
+            losses["loss_contrastive"] = self._contrastive_loss(
+                clips, frames, first_stage.embeddings, weight
+            )
+        return losses
 
-        features: list[dict[str, Tensor]] = [{} for _ in frames.images]
-        embeddings: list[Tensor | None] = [None] * len(frames.images)
-        key_proposals: list[Instances | None] = [None] * len(clips)
-        reference_proposals: dict[int, Instances] = {}
-        losses: dict[str, Tensor] = {}
+    def _first_stage(
+        self, frames: _DistinctFrames, targets: Sequence[Instances], embed: bool
+    ) -> _FirstStage:
+        """Backbone, contrastive embeddings and RPN, on key and reference frames together.
+
+        Args:
+            frames: of all clips.
+            targets: ground truth of each clip's key frame.
+            embed: whether the contrastive branch takes part.
+        """
+        result = _FirstStage()
+        as_reference = frames.reference_indices() if self.aggregates else set()
         for group in self._same_size_groups(frames.images):
             images = self.preprocess([frames.images[index] for index in group])
             with self._tap() as tapped:
                 maps = self.backbone(images.tensor)
             place = {index: position for position, index in enumerate(group)}
             for index, position in place.items():
-                features[index] = {name: m[position : position + 1] for name, m in maps.items()}
-            if weight > 0:
+                result.features[index] = {
+                    name: m[position : position + 1] for name, m in maps.items()
+                }
+            if embed:
                 assert self.contrastive_branch is not None
                 name = self.contrastive_branch.in_feature
                 source = maps if name in maps else tapped[0]
-                for index, embedding in zip(
-                    group, self.contrastive_branch.embed(source[name]), strict=True
-                ):
-                    embeddings[index] = embedding
+                embeddings = self.contrastive_branch.embed(source[name])
+                result.embeddings.update(zip(group, embeddings, strict=True))
 
-            group_clips = [number for number, index in enumerate(keys) if index in place]
-            if group_clips:
-                rows = [place[keys[number]] for number in group_clips]
-                proposals, rpn_losses = self.proposal_generator(
+            clips = [number for number, index in enumerate(frames.keys) if index in place]
+            if clips:
+                rows = [place[frames.keys[number]] for number in clips]
+                proposals, losses = self.proposal_generator(
                     _take_images(images, rows),
                     {name: _take(m, rows) for name, m in maps.items()},
-                    [targets[number] for number in group_clips],
+                    [targets[number] for number in clips],
                 )
-                for number, proposal in zip(group_clips, proposals, strict=True):
-                    key_proposals[number] = proposal
-                for name, value in rpn_losses.items():
-                    share = value * (len(group_clips) / len(clips))
-                    losses[name] = losses[name] + share if name in losses else share
-            rows = [place[index] for index in as_reference if index in place]
+                result.key_proposals.update(zip(clips, proposals, strict=True))
+                for name, value in losses.items():
+                    # Each group's loss is a mean over its clips.
+                    share = value * (len(clips) / len(frames.keys))
+                    result.losses[name] = result.losses.get(name, 0) + share
+            rows = [position for index, position in place.items() if index in as_reference]
             if rows:
                 proposals = self.proposal_generator.propose(
                     _take_images(images, rows), {name: _take(m, rows) for name, m in maps.items()}
                 )
-                reference_proposals.update(
+                result.reference_proposals.update(
                     zip((group[row] for row in rows), proposals, strict=True)
                 )
+        return result
 
+    def _roi_losses(
+        self,
+        clips: Sequence[Clip],
+        frames: _DistinctFrames,
+        first_stage: _FirstStage,
+        targets: Sequence[Instances],
+    ) -> dict[str, Tensor]:
+        """Losses of the ROI heads, each key frame aggregating over its references."""
         references = {
-            index: FrameFeatures(features[index], reference_proposals[index])
-            for index in as_reference
+            index: FrameFeatures(first_stage.features[index], proposals)
+            for index, proposals in first_stage.reference_proposals.items()
         }
         if references:
             encoded = self.roi_heads.encode_references(list(references.values()))
             for frame, keys_values in zip(references.values(), encoded, strict=True):
                 frame.encoded = keys_values
-        _, roi_losses = self.roi_heads(
+        proposals = [first_stage.key_proposals[number] for number in range(len(clips))]
+        _, losses = self.roi_heads(
             [
-                FrameFeatures(features[index], proposal)
-                for index, proposal in zip(keys, key_proposals, strict=True)
+                FrameFeatures(first_stage.features[index], proposal)
+                for index, proposal in zip(frames.keys, proposals, strict=True)
             ],
-            key_proposals,
+            proposals,
             [
                 frames.references_of(number, clip["reference_frame_ids"], references)
                 for number, clip in enumerate(clips)
             ],
             targets,
         )
-        losses.update(roi_losses)
-        if self.contrastive_branch is not None:
-            losses["loss_contrastive"] = self._contrastive_loss(clips, frames, embeddings, weight)
         return losses
 
     def _contrastive_weight(self) -> float:
@@ -263,7 +279,7 @@ class TemporalRCNN(nn.Module):
         self,
         clips: Sequence[Clip],
         frames: _DistinctFrames,
-        embeddings: Sequence[Tensor | None],
+        embeddings: Mapping[int, Tensor],
         weight: float,
     ) -> Tensor:
         assert self.contrastive_branch is not None
@@ -383,6 +399,25 @@ class TemporalRCNN(nn.Module):
         return frames
 
 
+@dataclass
+class _FirstStage:
+    """What a training step computes of single frames.
+
+    Attributes:
+        features: feature maps by name, for each distinct frame.
+        embeddings: of the contrastive branch, for each distinct frame; empty without it.
+        key_proposals: for each clip.
+        reference_proposals: for each distinct frame that is a reference.
+        losses: of the RPN.
+    """
+
+    features: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    embeddings: dict[int, Tensor] = field(default_factory=dict)
+    key_proposals: dict[int, Instances] = field(default_factory=dict)
+    reference_proposals: dict[int, Instances] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
 class _DistinctFrames:
     """The images of a training batch, each once: key frames first, then references.
 
@@ -393,6 +428,7 @@ class _DistinctFrames:
         images: distinct images.
         index_of: index in ``images`` by (clip number, frame number).
         references: (clip number, frame number) of all references.
+        keys: for each clip, the index of its key frame.
     """
 
     def __init__(self, clips: Sequence[Clip]) -> None:
@@ -411,6 +447,11 @@ class _DistinctFrames:
                         "came without its image"
                     )
                 self.references.add((number, frame_id))
+        self.keys = [self.index_of[number, clip["frame_id"]] for number, clip in enumerate(clips)]
+
+    def reference_indices(self) -> set[int]:
+        """Indices of the images that serve as references."""
+        return {self.index_of[pair] for pair in self.references}
 
     def _add(self, key: tuple[int, int], image: Tensor) -> None:
         if key not in self.index_of:
