@@ -57,10 +57,10 @@ def _add_data_keys(cfg: CN) -> None:
 
     # "fp32"; "bf16" or "fp16" for automatic mixed precision.
     cfg.TEST.PRECISION = "fp32"
-    # Where a model is not trained on (--eval-only, demo.py): fold batch norms into convs and keep
-    # maps channels-last. Detections stay the same but for rounding.
+    # Fold batch norms into convs and keep maps channels-last in the copy of the model that is
+    # evaluated. Detections stay the same but for rounding.
     cfg.TEST.OPTIMIZE = True
-    # There, too: torch.compile for the backbone. Pays off over some thousand frames of one size.
+    # torch.compile for the backbone of that copy; the first frames of each size wait for it.
     cfg.TEST.COMPILE = False
 
 
@@ -71,6 +71,10 @@ def _add_model_keys(cfg: CN) -> None:
     # Batch norm uses its running statistics in training too, while weight and bias are trained.
     # For pre-trained backbones; turn off to train from scratch with RESNETS.NORM "BN".
     cfg.MODEL.BACKBONE.FIX_BN_STATISTICS = True
+
+    # Training: compute the ResNet's activations again in the backward pass instead of keeping them:
+    # less memory for more time, with the same result.
+    cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS = False
 
     # Neck of the single-scale backbones (`build_resnet_dc5_backbone`): a 3x3 conv and ReLU on
     # IN_FEATURE; its output is the feature "c5".

@@ -22,7 +22,6 @@ from detectron2.utils import comm
 
 from clab_d2.engine import Trainer, argument_parser, run
 from clab_d2.errors import ConfigError
-from clab_d2.modeling import prepare_for_inference
 
 
 def main(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -41,7 +40,7 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> None:
     if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
         raise ConfigError("--eval-only needs weights; add MODEL.WEIGHTS path/to/model_final.pth")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, prepare_for_inference(model, cfg))
+    results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
 

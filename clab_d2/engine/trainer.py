@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
@@ -31,6 +32,7 @@ from clab_d2.engine.hooks import DataOrder, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.errors import ConfigError
 from clab_d2.evaluation import VIDEvaluator
+from clab_d2.modeling import prepare_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +144,10 @@ class Trainer(DefaultTrainer):
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
         _share_buffers(model)
-        results = super().test(cfg, model, evaluators)
+        # A copy, as training may go on; one way of evaluating, so that the figures at a training's
+        # end are those that --eval-only gives.
+        model = copy.deepcopy(getattr(model, "module", model))
+        results = super().test(cfg, prepare_for_inference(model, cfg), evaluators)
         collect_bad_frames(cfg.DATASETS.TEST)
         return results
 
