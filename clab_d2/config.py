@@ -30,6 +30,7 @@ def get_clab_cfg() -> CN:
 
 def _add_data_keys(cfg: CN) -> None:
     # Datasets of one's own: [[name, CocoVID JSON, image root], ...]; the JSON gives their classes.
+    # The image root holds frames or video files.
     cfg.DATASETS.VID = []
 
     # "pillow" (Detectron2's, antialiased) or "opencv" (bilinear, as the official release resizes).

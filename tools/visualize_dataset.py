@@ -89,7 +89,10 @@ class ClipDrawer:
             cells.append(self._frame(image, reference, transform, None))
             captions.append(f"reference {frame_id}")
         flip = "" if transform.flip == "none" else f", flipped ({transform.flip})"
-        title = f"{Path(record['file_name']).parent.name or record['file_name']}{flip}"
+        # A frame of a video file is called <file>#<number>.
+        clip_file = record["file_name"].rpartition("#")[0]
+        video = Path(clip_file).name if clip_file else Path(record["file_name"]).parent.name
+        title = f"{video or record['file_name']}{flip}"
         width = max(240, min(480, cells[0].shape[1]))
         return write_caption(contact_sheet(cells, columns, width, captions), title)
 
