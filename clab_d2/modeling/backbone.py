@@ -1,16 +1,26 @@
-"""ResNet with a single-scale neck (C4 or dilated C5), and batch norm with fixed statistics."""
+"""ResNet with a single-scale neck (C4 or dilated C5), batch norm with fixed statistics, and
+activations computed again in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clab_d2.errors import ConfigError
+
+# Blocks between two activations that are kept. All stages of a ResNet-50 have at most so many; of
+# the 23 blocks of ResNet-101's res4, all at once would need too much when they are computed again.
+_BLOCKS_AT_A_TIME = 6
 
 
 class SingleScaleBackbone(Backbone):
@@ -81,11 +91,14 @@ def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SingleSca
     cfg.MODEL.RESNETS.OUT_FEATURES = sorted(
         stage for stage in stages if stage == "stem" or stage <= deepest
     )
-    return SingleScaleBackbone(
+    backbone = SingleScaleBackbone(
         build_resnet_backbone(cfg, input_shape),
         in_feature=cfg.MODEL.NECK.IN_FEATURE,
         out_channels=cfg.MODEL.NECK.OUT_CHANNELS,
     )
+    if cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS:
+        checkpoint_activations(backbone)
+    return backbone
 
 
 class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
@@ -114,3 +127,71 @@ def fix_batch_norm_statistics(module: nn.Module) -> nn.Module:
             child.__class__ = FixedStatisticsBatchNorm2d
             child.train(False)
     return module
+
+
+class CheckpointedStage(nn.Sequential):
+    """Blocks whose activations are computed again in the backward pass instead of being kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C', h', w')"""
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        blocks = list(self)
+        for start in range(0, len(blocks), _BLOCKS_AT_A_TIME):
+            part = blocks[start : start + _BLOCKS_AT_A_TIME]
+            x = checkpoint(
+                _run, part, x, use_reentrant=False, context_fn=lambda part=part: _contexts(part)
+            )
+        return x
+
+
+def checkpoint_activations(backbone: nn.Module) -> nn.Module:
+    """Keep no activations within the trained stages of the ResNets in ``backbone``, in place.
+
+    The backward pass then costs another forward pass of these stages. Losses, gradients and running
+    statistics stay the same, as do parameter names. Stages that are frozen keep nothing anyway.
+
+    Returns:
+        ``backbone``.
+    """
+    for resnet in (m for m in backbone.modules() if isinstance(m, ResNet)):
+        for stage in resnet.stages:
+            if any(parameter.requires_grad for parameter in stage.parameters()):
+                # Same layout, one method replaced, as for batch norm above.
+                stage.__class__ = CheckpointedStage
+    return backbone
+
+
+def _run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def _contexts(blocks: Sequence[nn.Module]) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """What the first pass and the one in the backward pass run in."""
+    return nullcontext(), _statistics_left_alone(blocks)
+
+
+@contextmanager
+def _statistics_left_alone(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let batch norm count the batch in copies of its statistics, which are then thrown away.
+
+    The original tensors may not be written to and set back: autograd has noted their version.
+    """
+    norms = [
+        module
+        for block in blocks
+        for module in block.modules()
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.training
+    ]
+    originals = [dict(norm.named_buffers()) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, originals, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
