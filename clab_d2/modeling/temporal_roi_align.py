@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clab_d2.modeling import cpu_kernels
+from clab_d2.modeling import cpu_kernels, triton_most_similar
 from clab_d2.modeling.most_similar import (
     MostSimilar,
     MostSimilarSearch,
@@ -111,12 +111,18 @@ class TemporalRoIAlign(nn.Module):
             sampling_ratio,
             *feature.shape[-2:],
         )
+        key_rows, rows = map_rows(feature), [reference.detach() for reference in references]
+        found = triton_most_similar.try_search(
+            bins, key_rows, interpolation, rows, self.num_most_similar
+        )
+        if found is not None:
+            return triton_most_similar.per_reference(found, rows)
         # In half precision sums of squares overflow and cosines hardly differ.
         precise = torch.promote_types(bins.dtype, torch.float32)
         search = MostSimilarSearch(
-            map_rows(feature), interpolation, bins.norm(dim=1, dtype=precise), self.num_most_similar
+            key_rows, interpolation, bins.norm(dim=1, dtype=precise), self.num_most_similar
         )
-        return [search.in_map(reference.detach()) for reference in references]
+        return [search.in_map(reference) for reference in rows]
 
     def _aggregate_with_gradients(
         self,
