@@ -6,6 +6,7 @@ as they come, :class:`VideoWriter` and :class:`FrameFolderWriter` write what is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,6 +14,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -29,8 +31,9 @@ from detectron2.structures import Instances
 from torch import nn
 
 from clab_d2.data.catalog import register_datasets_from_config
-from clab_d2.data.dataset_mapper import ReferenceSampling
+from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
 from clab_d2.data.frames import ClipAugmentation, read_frame
+from clab_d2.data.prefetch import Background
 from clab_d2.data.video_frames import VideoFrameReader
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
@@ -81,7 +84,8 @@ class VideoSource(ABC):
     def read(self, index: int) -> np.ndarray:
         """Return frame ``index`` as RGB, uint8 (H, W, 3).
 
-        A stream (``num_frames`` None) can only be read in order.
+        A stream (``num_frames`` None) can only be read in order. While a :class:`VideoDetector`
+        detects in any other, it reads ahead, in a thread.
 
         Raises:
             IndexError: past the last frame.
@@ -100,7 +104,10 @@ class VideoSource(ABC):
 
 
 class FileSource(VideoSource):
-    """A video file; see :class:`clab_d2.data.video_frames.VideoFrameReader`."""
+    """A video file; see :class:`clab_d2.data.video_frames.VideoFrameReader`.
+
+    Several threads may read, one at a time.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
@@ -109,9 +116,11 @@ class FileSource(VideoSource):
         self.num_frames = len(self._reader)
         self.fps = self._reader.fps
         self.height, self.width = self._reader.height, self._reader.width
+        self._lock = threading.Lock()
 
     def read(self, index: int) -> np.ndarray:
-        return self._reader.read(index)
+        with self._lock:
+            return self._reader.read(index)
 
     def close(self) -> None:
         self._reader.close()
@@ -181,6 +190,9 @@ class SequenceSource(VideoSource):
 class CameraSource(SequenceSource):
     """A camera, by number or device file: an endless stream.
 
+    Detection is slower than most cameras, so each read gives the newest frame: a thread takes them
+    in, and those that nobody asked for in time are dropped.
+
     Raises:
         DataError: if the camera cannot be opened.
     """
@@ -191,11 +203,16 @@ class CameraSource(SequenceSource):
         name = f"camera {index}"
         if not self._capture.isOpened():
             raise DataError(f"{name}: cannot be opened; check that it is there and not in use")
-        # Detection is slower than most cameras: the newest frame, not the oldest of a queue.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        super().__init__(self._frames(), self._capture.get(cv2.CAP_PROP_FPS) or 30.0, name)
+        super().__init__(iter(()), self._capture.get(cv2.CAP_PROP_FPS) or 30.0, name)
+        self._newest: Background[np.ndarray] | None = None
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)) or None
         self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) or None
+
+    def read(self, index: int) -> np.ndarray:
+        if self._newest is None:
+            self._stream = self._newest = Background(self._frames(), newest=True)
+        return super().read(index)
 
     def _frames(self) -> Iterator[np.ndarray]:
         while True:
@@ -205,6 +222,8 @@ class CameraSource(SequenceSource):
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
+        if self._newest is not None:
+            self._newest.close()
         self._capture.release()
 
 
@@ -543,6 +562,7 @@ class VideoDetector:
         self.unreadable_frames: list[int] = []
         self._sampling = ReferenceSampling.from_config(self.cfg, is_train=False)
         self._transform = ClipAugmentation.from_config(self.cfg, is_train=False).sample()
+        self._pins_memory = any(parameter.is_cuda for parameter in self.model.parameters())
         self._run = 0
 
     def detect(
@@ -552,8 +572,10 @@ class VideoDetector:
     ) -> Iterator[tuple[np.ndarray, Instances]]:
         """Detect in a video file, a folder, a camera, or frames that a program holds.
 
-        Lazy: a frame is read when its turn comes, so that a stream may be endless. What is held
-        is bounded by the reach of the reference frames, not by the video's length.
+        A stream is read frame by frame as its turn comes, so that it may be endless. In all
+        else, a thread reads and resizes the next frames while the model has the current ones; it
+        ends with the generator. What is held is bounded by the reach of the reference frames, not
+        by the video's length.
 
         A damaged frame keeps its place in time: the last good frame is given again (black before
         the first), with no detections, and its number goes to ``unreadable_frames``.
@@ -588,62 +610,78 @@ class VideoDetector:
         if sampling.method != "none" and (online or source.num_frames is None):
             sampling = dataclasses.replace(sampling, method="causal")
         # Causal references lie behind, adaptive ones anywhere: these are read by their number.
-        ahead = sampling.num // 2 + 1 if sampling.method == "fixed" else 0
-        # A stream's frame must not wait for the next one.
-        batch_size = 1 if source.num_frames is None else self.cfg.TEST.KEY_FRAMES_PER_BATCH
-        frames = _Frames(source, ahead * sampling.stride, self.unreadable_frames)
-        last_good: np.ndarray | None = None
-        batch: list[dict[str, Any]] = []
-        shown: list[np.ndarray] = []
-        for key in itertools.count():
-            image = frames.get(key)
-            ended = frames.ended_at is not None and key >= frames.ended_at
-            if not ended:
-                if image is None and last_good is None:
-                    last_good = np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
-                last_good = image if image is not None else last_good
-                clip = self._clip(sampling, frames, key, image)
-                clip["height"], clip["width"] = last_good.shape[:2]
-                clip["video_id"] = run
-                batch.append(clip)
-                shown.append(last_good)
-                frames.forget_before(key + 1 - 2 * sampling.stride)
-            if batch and (ended or len(batch) == batch_size):
+        reach = sampling.num // 2 + 1 if sampling.method == "fixed" else 0
+        frames = _Frames(source, reach * sampling.stride, self.unreadable_frames)
+        clips = self._clips(sampling, frames, run)
+        if source.num_frames is None:
+            # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
+            batch_size = 1
+        else:
+            batch_size = self.cfg.TEST.KEY_FRAMES_PER_BATCH
+            clips = Background(clips, ahead=batch_size + 1)
+        with contextlib.closing(clips):
+            while batch := list(itertools.islice(clips, batch_size)):
                 if run != self._run:
                     raise RuntimeError("a VideoDetector can detect in one video at a time")
                 with torch.no_grad():
-                    outputs = self.model(batch)
+                    outputs = self.model([clip for _, clip in batch])
                 instances = [output["instances"].to("cpu") for output in outputs]
-                pairs = list(zip(shown, instances, strict=True))
-                batch, shown = [], []
-                yield from pairs
-            if ended:
-                break
+                shown = [image for image, _ in batch]
+                del batch
+                yield from zip(shown, instances, strict=True)
         self.unreadable_frames.sort()
         if self.unreadable_frames:
             logger.warning(
                 "%s: %d of %d frames are damaged; detection went on without them",
                 source.name,
                 len(self.unreadable_frames),
-                key,
+                frames.ended_at,
             )
+
+    def _clips(
+        self, sampling: ReferenceSampling, frames: _Frames, video_id: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Each frame as it is shown, and the clip that the model takes for it."""
+        images = ClipImages(sampling)
+        last_good: np.ndarray | None = None
+        for key in itertools.count():
+            image = frames.get(key)
+            if frames.ended_at is not None and key >= frames.ended_at:
+                return
+            if image is None and last_good is None:
+                source = frames.source
+                last_good = np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
+            last_good = image if image is not None else last_good
+            clip = self._clip(sampling, frames, key, image)
+            clip["height"], clip["width"] = last_good.shape[:2]
+            clip["video_id"] = video_id
+            frames.forget_before(key + 1)
+            yield last_good, images.complete(clip)
 
     def _clip(
         self, sampling: ReferenceSampling, frames: _Frames, key: int, image: np.ndarray | None
     ) -> dict[str, Any]:
-        """What the model takes for one key frame, but for its size and video."""
+        """What the model takes for one key frame, but for its size and video.
+
+        The images of ``given_before`` are left to :class:`ClipImages`, so that each frame is
+        resized once.
+        """
         # A stream's length is unknown, but its references lie in the past.
         num_frames = frames.source.num_frames or key + 1
         window = sampling.frames(num_frames, key)
         entering = sampling.frames_to_read(num_frames, key, window)
+        given_before = [i for i in (key, *entering) if sampling.given_before(num_frames, key, i)]
         return {
-            "image": self._tensor(image),
+            "image": None if key in given_before else self._tensor(image),
             "dataset_name": "video",
             "frame_id": key,
             "image_id": key,
             "file_name": f"{frames.source.name}#{key}",
             "reference_frame_ids": window,
-            "reference_images": {i: self._tensor(frames.get(i)) for i in entering},
+            "reference_images": {
+                i: self._tensor(frames.get(i)) for i in entering if i not in given_before
+            },
+            "given_before": given_before,
         }
 
     def _tensor(self, image: np.ndarray | None) -> torch.Tensor | None:
@@ -653,7 +691,8 @@ class VideoDetector:
         if self.cfg.INPUT.FORMAT == "BGR":
             image = image[:, :, ::-1]
         resized = self._transform.for_size(*image.shape[:2]).apply_image(image)
-        return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return tensor.pin_memory() if self._pins_memory else tensor
 
 
 class _Frames:

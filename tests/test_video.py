@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import nn
 
 from clab_d2 import get_clab_cfg
 from clab_d2.data import build_vid_test_loader, register_datasets_from_config
+from clab_d2.data.frames import OpenCVResizeTransform
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
     CameraSource,
@@ -91,10 +94,10 @@ def test_a_folder_named_like_a_camera_is_a_folder(
 
 
 class FakeCapture:
-    """A camera of three frames."""
+    """A camera of 200 numbered frames, one in two milliseconds; then it is unplugged."""
 
     def __init__(self, index: int) -> None:
-        self.index, self.left = index, 3
+        self.index, self.taken = index, 0
 
     def isOpened(self) -> bool:
         return self.index == 2
@@ -106,13 +109,18 @@ class FakeCapture:
         return True
 
     def read(self) -> tuple[bool, np.ndarray | None]:
-        if not self.left:
+        time.sleep(0.002)
+        if self.taken == 200:
             return False, None
-        self.left -= 1
-        return True, np.full((24, 32, 3), (1, 2, 3), np.uint8)  # BGR
+        self.taken += 1
+        return True, np.full((24, 32, 3), (self.taken, 2, 3), np.uint8)  # BGR
 
     def release(self) -> None:
-        self.left = 0
+        self.taken = 200
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("clab_d2")]
 
 
 def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +129,34 @@ def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
         with open_video(name) as source:
             assert isinstance(source, CameraSource)
             assert (source.num_frames, source.fps, source.height) == (None, 30, 24)
+            assert not prefetch_threads(), "nothing is taken in before it is asked for"
             assert source.read(0)[0, 0].tolist() == [3, 2, 1]
             with pytest.raises(RuntimeError, match="gives frame 1 now, not 0"):
                 source.read(0)
-            source.read(1), source.read(2)
-            with pytest.raises(IndexError):
-                source.read(3)
+        assert not prefetch_threads()
     with pytest.raises(DataError, match="camera 5: cannot be opened"):
         open_video("5")
+
+
+def test_a_slow_model_gets_the_newest_frame_of_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one taken in when the model began with the frame before."""
+    capture = FakeCapture(2)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda index: capture)
+    numbers, ages = [], []
+
+    class SlowModel(NotingModel):
+        def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+            numbers.append(int(clips[0]["image"][2, 0, 0]))
+            ages.append(capture.taken - numbers[-1])
+            time.sleep(0.06)  # about 30 frames
+            return super().forward(clips)
+
+    results = list(VideoDetector(make_cfg(num=2), SlowModel()).detect("2"))
+    assert [int(frame[0, 0, 2]) for frame, _ in results] == numbers
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 200
+    assert 3 <= len(numbers) < 100, "frames in between were dropped"
+    assert sorted(ages)[len(ages) // 2] < 10
+    assert not prefetch_threads()
 
 
 def test_what_is_no_source_is_told_in_one_line(tmp_path: Path) -> None:
@@ -364,6 +392,10 @@ class _Handle:
         return frame.handle
 
 
+# Ready for the model, and in the thread's hands.
+AHEAD = 3
+
+
 @pytest.mark.parametrize(("num", "stride"), [(4, 1), (4, 3), (2, 5)])
 def test_looking_ahead_reads_once_and_holds_the_window_only(num: int, stride: int) -> None:
     source = CountingSource(60)
@@ -373,9 +405,8 @@ def test_looking_ahead_reads_once_and_holds_the_window_only(num: int, stride: in
     for _ in detector.detect(source):
         detector.model.batches.clear()
         most = max(most, len(source.alive))
-    assert sorted(set(source.reads)) == list(range(60))
-    assert len(source.reads) == 60
-    assert num // 2 < most <= reach + 2 * stride + 1
+    assert source.reads == list(range(60))
+    assert num // 2 < most <= reach + 1 + AHEAD
 
 
 def test_a_long_video_is_not_held() -> None:
@@ -383,8 +414,88 @@ def test_a_long_video_is_not_held() -> None:
     detector = VideoDetector(make_cfg("adaptive", 4), NotingModel())
     for _ in detector.detect(source):
         detector.model.batches.clear()
-        assert len(source.alive) <= 6
+        assert len(source.alive) <= 3 + AHEAD
     assert len(source.reads) == 503  # the three references beyond the first frame come twice
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_next_frames_are_read_while_the_model_has_the_current_ones(batch_size: int) -> None:
+    source = CountingSource(20)
+    cfg = make_cfg("causal", 2, **{"TEST.KEY_FRAMES_PER_BATCH": batch_size})
+
+    class WaitingModel(NotingModel):
+        def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+            wanted = min(clips[-1]["frame_id"] + batch_size + 2, source.num_frames)
+            deadline = time.monotonic() + 10
+            while len(source.reads) < wanted and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(0.01)
+            assert len(source.reads) == wanted, "the next batch and one frame more"
+            return super().forward(clips)
+
+    results = list(VideoDetector(cfg, WaitingModel()).detect(source))
+    assert [int(frame[0, 0, 0]) for frame, _ in results] == list(range(20))
+    assert not prefetch_threads()
+
+
+def test_the_thread_ends_with_the_generator() -> None:
+    for how in ("closed", "let go of", "the model fails", "another begins"):
+        source = CountingSource(50)
+        detector = VideoDetector(make_cfg("fixed", 4), NotingModel())
+        results = detector.detect(source)
+        for _ in range(3):
+            next(results)
+        assert len(prefetch_threads()) == 1
+        if how == "closed":
+            results.close()
+        elif how == "the model fails":
+            detector.model.forward = None
+            with pytest.raises(TypeError):
+                next(results)
+        elif how == "another begins":
+            assert len(list(detector.detect([grey(0)]))) == 1
+            with pytest.raises(RuntimeError, match="one video at a time"):
+                next(results)
+        del results
+        assert not prefetch_threads(), how
+        assert max(source.reads) < 15
+        assert source.read(40)[0, 0, 0] == 40, "an open source is the caller's again"
+
+
+def test_what_goes_wrong_in_reading_is_raised_at_its_frame() -> None:
+    class FailingSource(CountingSource):
+        def read(self, index: int) -> np.ndarray:
+            if index == 4:
+                raise PermissionError("the disk is gone")
+            return super().read(index)
+
+    shown = []
+    with pytest.raises(PermissionError, match="the disk is gone"):
+        for frame, _ in VideoDetector(make_cfg("causal", 2), NotingModel()).detect(
+            FailingSource(9)
+        ):
+            shown.append(int(frame[0, 0, 0]))
+    assert shown == [0, 1, 2, 3]
+    assert not prefetch_threads()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num", "stride"), [("adaptive", 4, 1), ("fixed", 6, 1), ("fixed", 4, 3)]
+)
+def test_each_frame_is_resized_once(
+    sampling: str, num: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resized = []
+    whole = OpenCVResizeTransform.apply_image
+
+    def counting(self: Any, image: np.ndarray, interp: int | None = None) -> np.ndarray:
+        resized.append(int(image[0, 0, 0]))
+        return whole(self, image, interp)
+
+    monkeypatch.setattr(OpenCVResizeTransform, "apply_image", counting)
+    options = {"INPUT.MIN_SIZE_TEST": 12, "INPUT.RESIZE_BACKEND": "opencv"}
+    run(make_cfg(sampling, num, stride, **options), CountingSource(20))
+    assert sorted(resized) == list(range(20))
 
 
 @pytest.mark.parametrize("sampling", ["adaptive", "fixed", "causal"])

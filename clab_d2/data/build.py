@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
 from clab_d2.data.coco_vid import load_coco_vid
-from clab_d2.data.dataset_mapper import VIDDatasetMapper
+from clab_d2.data.dataset_mapper import ClipImages, VIDDatasetMapper
+from clab_d2.data.prefetch import pins_memory, to_device
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
 from clab_d2.errors import ConfigError, DataError
 
@@ -37,7 +38,7 @@ def build_vid_train_loader(cfg: CfgNode) -> Any:
     Each frame that may be a key frame, of all sets of ``DATASETS.TRAIN``, comes once in each pass,
     in random order (ImageNet VID: 57,834 frames and 53,638 DET images, 111,472 in all).
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out key frames without an object; any frame can
-    be a reference.
+    be a reference. For a GPU, the next batch is copied there while the model has the current one.
 
     Returns:
         An iterable of batches, each a list of ``SOLVER.IMS_PER_BATCH / world size`` clips, see
@@ -52,19 +53,54 @@ def build_vid_train_loader(cfg: CfgNode) -> Any:
         raise ConfigError("DATASETS.TRAIN is empty; name a dataset to train on")
     records = get_key_frames(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     mapper = VIDDatasetMapper(cfg, is_train=True)
-    return build_detection_train_loader(
-        cfg, mapper=mapper, dataset=records, **_worker_options(cfg.DATALOADER.NUM_WORKERS)
+    loader = build_detection_train_loader(
+        cfg, mapper=mapper, dataset=records, **_loader_options(cfg)
     )
+    return to_device(loader, cfg.MODEL.DEVICE)
 
 
-def build_vid_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+class VideoLoader(DataLoader):
+    """A loader of the clips of whole videos, in order, each frame decoded once.
+
+    A key frame that has been a reference comes from that clip, whichever worker read it.
+
+    Args:
+        records: frames of a dataset, those of one video together and in order.
+        mapper: with ``repeat_images`` False.
+        batch_sampler: gives the frames of a video in order.
+        options: others of PyTorch's ``DataLoader``.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        mapper: VIDDatasetMapper,
+        batch_sampler: VideoBatchSampler,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            MapDataset(DatasetFromList(records, copy=False), mapper),
+            batch_sampler=batch_sampler,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=worker_init_reset_seed,
+            **options,
+        )
+        self._sampling = mapper.sampling
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        images = ClipImages(self._sampling)
+        for batch in super().__iter__():
+            yield [images.complete(clip) for clip in batch]
+
+
+def build_vid_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """Build the loader of one dataset's frames at test: this rank's share of it.
 
     Videos stay whole and in order, and ranks get about the same number of frames. A batch is
     ``TEST.KEY_FRAMES_PER_BATCH`` consecutive frames of one video (fewer at its end).
 
     Returns:
-        A loader of lists of clips; empty on a rank that gets no video.
+        An iterable, with a length, of lists of clips; empty on a rank that gets no video.
 
     Raises:
         ConfigError, DataError: as :func:`build_vid_train_loader`.
@@ -81,14 +117,12 @@ def build_vid_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         "%s: %d of %d frames, %d video(s), on this rank", dataset_name, len(sampler),
         len(records), len(sampler.videos),
     )
-    mapper = VIDDatasetMapper(cfg, is_train=False, dataset_names=[dataset_name])
-    return DataLoader(
-        MapDataset(DatasetFromList(records, copy=False), mapper),
-        batch_sampler=VideoBatchSampler(sampler, cfg.TEST.KEY_FRAMES_PER_BATCH),
-        collate_fn=trivial_batch_collator,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        worker_init_fn=worker_init_reset_seed,
+    mapper = VIDDatasetMapper(
+        cfg, is_train=False, dataset_names=[dataset_name], repeat_images=False
     )
+    batches = VideoBatchSampler(sampler, cfg.TEST.KEY_FRAMES_PER_BATCH)
+    options = {"num_workers": cfg.DATALOADER.NUM_WORKERS, **_loader_options(cfg)}
+    return to_device(VideoLoader(records, mapper, batches, **options), cfg.MODEL.DEVICE)
 
 
 def get_key_frames(names: Sequence[str], filter_empty: bool = True) -> list[Record]:
@@ -135,6 +169,9 @@ def _has_object(record: Record) -> bool:
     return any(not annotation["iscrowd"] for annotation in record["annotations"])
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
-    # Workers read ahead, so that a clip of large frames doesn't hold up a step.
-    return {"prefetch_factor": 4} if num_workers else {}
+def _loader_options(cfg: CfgNode) -> dict[str, Any]:
+    options: dict[str, Any] = {"pin_memory": pins_memory(cfg.MODEL.DEVICE)}
+    if cfg.DATALOADER.NUM_WORKERS:
+        # Workers read ahead, so that a clip of many or large frames doesn't hold up a step.
+        options["prefetch_factor"] = 4
+    return options

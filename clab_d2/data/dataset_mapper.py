@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # So many unreadable key frames in a row are no accident: the image folder is wrong, or gone.
 _MAX_BAD_KEYS_IN_A_ROW = 100
+
+# Frames that a training mapper holds, as other clips of the batch may need them, too.
+_MAX_RECENT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,64 @@ class ReferenceSampling:
             previous = self.frames(num_frames, key - 1) if self.method != "none" else None
         return [frame for frame in entering_frames(frames, previous) if frame != key]
 
+    def given_before(self, num_frames: int, key: int, frame: int) -> bool:
+        """Whether the clip of an earlier key frame of the video has had this frame's image.
+
+        Args:
+            frame: the key frame, or one of its :meth:`frames_to_read`.
+        """
+        if key == 0 or self.method in ("random", "none"):
+            return False
+        # Every frame has been the key frame, in its turn.
+        return frame < key or frame in self.frames(num_frames, key - 1)
+
+    def needed_later(self, key: int, frame: int) -> bool:
+        """Whether the clip of a later key frame has to have this frame's image again.
+
+        Args:
+            frame: a frame that the clips up to ``key`` have had.
+        """
+        # On a grid of several frames, the window leaves out its middle for the key frame until the
+        # middle moves on, when it comes back.
+        returns = self.method == "fixed" and self.stride > 1 and frame == key - key % self.stride
+        return frame > key or returns
+
+
+class ClipImages:
+    """Puts into the clips of a video what a mapper left out, as earlier clips have had it.
+
+    Holds no more images than the key frame has references.
+
+    Args:
+        sampling: that of the clips.
+    """
+
+    def __init__(self, sampling: ReferenceSampling) -> None:
+        self._sampling = sampling
+        self._video: tuple[Any, Any] | None = None
+        self._images: dict[int, torch.Tensor | None] = {}
+
+    def complete(self, clip: dict[str, Any]) -> dict[str, Any]:
+        """Put in the images of the frames that ``given_before`` names, in place; return the clip.
+
+        The clips of a video come in order.
+        """
+        video, key = (clip["dataset_name"], clip["video_id"]), clip["frame_id"]
+        if video != self._video or key == 0:
+            self._video, self._images = video, {}
+        for frame in clip.pop("given_before"):
+            if frame == key:
+                clip["image"] = self._images[key]
+            else:
+                clip["reference_images"][frame] = self._images[frame]
+        self._images |= {**clip["reference_images"], key: clip["image"]}
+        self._images = {
+            frame: image
+            for frame, image in self._images.items()
+            if self._sampling.needed_later(key, frame)
+        }
+        return clip
+
 
 class VIDDatasetMapper:
     """Reads and augments a clip: a key frame and the reference frames it needs.
@@ -131,6 +193,11 @@ class VIDDatasetMapper:
     All frames of a clip are resized and flipped alike. A reference whose size differs from the key
     frame's (a video whose size changes midway) is resized by the same rule.
 
+    Each frame of a video is decoded once at test, if ``repeat_images`` is False: a clip then has
+    ``given_before``, the frames whose images belong into it but were in the clips of earlier key
+    frames, whichever worker made them; :class:`ClipImages` puts them in. In training, a frame that
+    several clips in a row need is decoded for the first of them.
+
     Unless ``strict``, an unreadable frame is noted in the dataset's table, warned of once, and
     worked around: in training an unreadable key frame gives None instead of a clip, for which
     Detectron2's loader draws another, and an unreadable reference is replaced by another one, or
@@ -143,6 +210,7 @@ class VIDDatasetMapper:
         tables: the videos of each dataset, by its name.
         image_format: order of the colour channels, "RGB" or "BGR".
         strict: raise a DataError at the first unreadable frame.
+        repeat_images: at test, give an image again that an earlier clip of its video has had.
     """
 
     @configurable
@@ -155,6 +223,7 @@ class VIDDatasetMapper:
         tables: Mapping[str, VideoTable],
         image_format: str = "RGB",
         strict: bool = False,
+        repeat_images: bool = True,
     ) -> None:
         if image_format not in IMAGE_FORMATS:
             raise ConfigError(
@@ -166,6 +235,8 @@ class VIDDatasetMapper:
         self.tables = dict(tables)
         self.image_format = image_format
         self.strict = strict
+        self.repeat_images = repeat_images
+        self._recent = _RecentFrames(_MAX_RECENT_BYTES if is_train else 0)
         self._bad_keys_in_a_row = 0
         self._in_worker = False
         logger.info(
@@ -204,19 +275,24 @@ class VIDDatasetMapper:
         table = self.tables[record["dataset_name"]]
         video_id, key, num_frames = record["video_id"], record["frame_id"], record["num_frames"]
         transform = self.augmentation.sample()
-        image = self._read(table, video_id, key, (record["height"], record["width"]))
-        self._bad_keys_in_a_row = self._bad_keys_in_a_row + 1 if image is None else 0
-        if self._bad_keys_in_a_row >= _MAX_BAD_KEYS_IN_A_ROW:
-            raise DataError(
-                f"{record['file_name']} and the {_MAX_BAD_KEYS_IN_A_ROW - 1} key frames before it "
-                "could not be read; check the dataset's image folder"
-            )
-        if image is None and self.is_train:
-            return None
-
         frames = self.sampling.frames(num_frames, key)
         to_read = self.sampling.frames_to_read(num_frames, key, frames)
-        references = {frame: self._read(table, video_id, frame) for frame in to_read}
+        given_before = [
+            frame
+            for frame in (key, *to_read)
+            if not self.repeat_images and self.sampling.given_before(num_frames, key, frame)
+        ]
+        image = None
+        if key not in given_before:
+            image = self._read(table, video_id, key, is_key=True)
+            if image is None and self.is_train:
+                return None
+        # At test, each frame is a key frame when its turn comes.
+        references = {
+            frame: self._read(table, video_id, frame, is_key=not self.is_train)
+            for frame in to_read
+            if frame not in given_before
+        }
         if self.is_train:
             frames, references = _without_unreadable(frames, key, references)
         clip: dict[str, Any] = {
@@ -226,6 +302,8 @@ class VIDDatasetMapper:
             )
         }
         clip["image"] = None if image is None else _to_tensor(image, transform)
+        if not self.repeat_images:
+            clip["given_before"] = given_before
         clip["reference_frame_ids"] = frames
         clip["reference_images"] = {
             frame: None if reference is None else _to_tensor(reference, transform)
@@ -236,30 +314,27 @@ class VIDDatasetMapper:
         return clip
 
     def _read(
-        self,
-        table: VideoTable,
-        video_id: int,
-        frame: int,
-        expected_size: tuple[int, int] | None = None,
+        self, table: VideoTable, video_id: int, frame: int, is_key: bool
     ) -> np.ndarray | None:
         """Read a frame; None, and a note of it, if it is unreadable and that is to be survived."""
         file_name = table.file_name(video_id, frame)
         try:
-            image = read_frame(file_name, self.image_format)
-            if expected_size is not None and image.shape[:2] != expected_size:
-                # Boxes drawn at another size can't be trusted, and there is no telling which is
-                # right. A reference has no boxes, so there any size will do.
-                raise DataError(
-                    f"{file_name}: the picture is {image.shape[1]}x{image.shape[0]}, but the "
-                    f"annotations say {expected_size[1]}x{expected_size[0]}; correct the "
-                    "annotations or the picture"
-                )
+            image = self._recent.read(file_name, self.image_format)
+            if is_key:
+                _check_size(image, table.size(video_id, frame), file_name)
         except DataError as error:
             if self.strict:
                 raise
             if table.mark_bad(video_id, frame):
                 logger.warning("Frame left out: %s", error)
-            return None
+            image = None
+        if is_key:
+            self._bad_keys_in_a_row = self._bad_keys_in_a_row + 1 if image is None else 0
+        if self._bad_keys_in_a_row >= _MAX_BAD_KEYS_IN_A_ROW:
+            raise DataError(
+                f"{file_name} and the {_MAX_BAD_KEYS_IN_A_ROW - 1} key frames before it could not "
+                "be read; check the dataset's image folder"
+            )
         return image
 
     def _instances(
@@ -279,6 +354,40 @@ class VIDDatasetMapper:
             # OpenCV's threads don't survive a fork, and workers are the parallelism here.
             cv2.setNumThreads(0)
             self._in_worker = True
+
+
+class _RecentFrames:
+    """Reads frames, and holds those read last.
+
+    Args:
+        max_bytes: how much of them to hold; 0: nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def read(self, file_name: str, image_format: str) -> np.ndarray:
+        """As :func:`read_frame`; what is returned is not to be written to."""
+        image = self._frames.pop(file_name, None)
+        if image is None:
+            image = read_frame(file_name, image_format)
+            self._bytes += image.nbytes
+        self._frames[file_name] = image
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._frames.popitem(last=False)[1].nbytes
+        return image
+
+
+def _check_size(image: np.ndarray, size: tuple[int, int], file_name: str) -> None:
+    if image.shape[:2] != size:
+        # Boxes drawn at another size can't be trusted, and there is no telling which is right. A
+        # reference has no boxes, so there any size will do.
+        raise DataError(
+            f"{file_name}: the picture is {image.shape[1]}x{image.shape[0]}, but the annotations "
+            f"say {size[1]}x{size[0]}; correct the annotations or the picture"
+        )
 
 
 def _without_unreadable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,15 +12,18 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from made_datasets import MakeDataset
 
 from clab_d2.data import (
+    VIDDatasetMapper,
     build_vid_test_loader,
     build_vid_train_loader,
     collect_bad_frames,
     get_video_table,
 )
+from clab_d2.data import dataset_mapper as dataset_mapper_module
 from clab_d2.data.build import get_key_frames
 from clab_d2.errors import ConfigError, DataError
 
@@ -126,6 +130,65 @@ def test_test_loader_gives_whole_videos_in_order(
     lengths = [len(batch) for batch in order]
     assert lengths == ([1] * 17 if batch_size == 1 else [4, 2, 1, 4, 4, 1, 1])
     assert all("instances" not in clip for batch in batches for clip in batch)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("sampling", "num", "stride"),
+    [("adaptive", 14, 1), ("fixed", 6, 1), ("fixed", 4, 3), ("causal", 4, 1), ("causal", 4, 2)],
+)
+def test_each_frame_is_decoded_once_at_test(
+    make_dataset: MakeDataset,
+    make_cfg: MakeCfg,
+    monkeypatch: pytest.MonkeyPatch,
+    sampling: str,
+    num: int,
+    stride: int,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    """By all workers together, although each clip holds all that the model has not had."""
+    if num_workers and multiprocessing.get_start_method() != "fork":
+        pytest.skip("what the workers read is counted by a function that they inherit")
+    dataset = make_dataset((20, 1, 7))
+    bad = dataset.frame_file(1, 7)
+    bad.unlink()
+    options = {
+        "TEST.REFERENCES.SAMPLING": sampling,
+        "TEST.REFERENCES.NUM": num,
+        "TEST.REFERENCES.STRIDE": stride,
+        "TEST.KEY_FRAMES_PER_BATCH": batch_size,
+        "DATALOADER.NUM_WORKERS": num_workers,
+    }
+    cfg = make_cfg(dataset, **options)
+    names = [record["file_name"] for record in DatasetCatalog.get(dataset.name)]
+    # In memory that forked workers share.
+    counts = torch.zeros(len(names), dtype=torch.int64).share_memory_()
+    whole = dataset_mapper_module.read_frame
+
+    def counting(file_name: str, image_format: str) -> Any:
+        counts[names.index(file_name)] += 1
+        return whole(file_name, image_format)
+
+    monkeypatch.setattr(dataset_mapper_module, "read_frame", counting)
+    clips = [clip for batch in build_vid_test_loader(cfg, dataset.name) for clip in batch]
+    assert counts.tolist() == [1] * len(names)
+
+    mapper = VIDDatasetMapper(cfg, is_train=False)  # which makes each clip for itself
+    for clip, record in zip(clips, DatasetCatalog.get(dataset.name), strict=True):
+        expected = mapper(record)
+        assert clip.keys() == expected.keys()
+        assert clip["reference_frame_ids"] == expected["reference_frame_ids"]
+        theirs = {record["frame_id"]: expected["image"], **expected["reference_images"]}
+        ours = {record["frame_id"]: clip["image"], **clip["reference_images"]}
+        assert ours.keys() == theirs.keys()
+        for frame, image in theirs.items():
+            if image is None:
+                assert ours[frame] is None
+            else:
+                assert torch.equal(ours[frame], image)
+    assert collect_bad_frames([dataset.name]) == [str(bad)]
 
 
 def test_ranks_share_the_videos(

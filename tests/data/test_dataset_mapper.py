@@ -12,10 +12,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_datasets import MadeDataset, MakeDataset
 
 from clab_d2.data import VIDDatasetMapper, get_video_table
 from clab_d2.data import dataset_mapper as dataset_mapper_module
+from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
 from clab_d2.data.frame_sampling import adaptive_references, causal_window, fixed_stride_window
 from clab_d2.errors import ConfigError, DataError
 
@@ -241,6 +244,7 @@ def test_bad_references_in_training(make_dataset: MakeDataset, make_cfg: MakeCfg
     assert clip["reference_frame_ids"] == [2, 2], "the other one stands in"
     assert list(clip["reference_images"]) == [2] and _green(clip["reference_images"][2]) == 2
     dataset.frame_file(1, 2).write_bytes(b"")
+    mapper = VIDDatasetMapper(make_cfg(dataset), is_train=True)  # one that holds no frame yet
     clip = mapper(record)
     assert clip["reference_frame_ids"] == [1, 1], "the key frame stands in"
     assert clip["reference_images"] == {}
@@ -269,12 +273,14 @@ def test_size_that_contradicts_the_annotations(
     assert {1} in references, "a reference has no boxes, and serves at any size"
 
 
+@pytest.mark.parametrize("is_train", [True, False])
 def test_nothing_readable_at_all_ends_the_job(
-    make_dataset: MakeDataset, make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+    make_dataset: MakeDataset, make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, is_train: bool
 ) -> None:
     dataset = make_dataset((8,))
     monkeypatch.setattr(dataset_mapper_module, "_MAX_BAD_KEYS_IN_A_ROW", 3)
-    mapper = VIDDatasetMapper(make_cfg(dataset), is_train=False)
+    cfg = make_cfg(dataset, **{"TEST.REFERENCES.SAMPLING": "causal"})
+    mapper = VIDDatasetMapper(cfg, is_train=is_train)
     records = _records(dataset)
     for frame in (1, 2, 4, 5, 6):
         dataset.frame_file(1, frame).unlink()
@@ -282,6 +288,97 @@ def test_nothing_readable_at_all_ends_the_job(
         mapper(record)  # never three in a row
     with pytest.raises(DataError, match=r"000006.png and the 2 key frames before .* image folder"):
         mapper(records[6])
+
+
+def test_references_at_test_are_key_frames_to_come(
+    make_dataset: MakeDataset, make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They count where nothing can be read, and their size must be that of the annotations."""
+    dataset = make_dataset((5,), size=(24, 32))
+    dataset.data["images"][2]["width"] = 33
+    dataset.save()
+    clip = VIDDatasetMapper(make_cfg(dataset), is_train=False)(_records(dataset)[0])
+    images = clip["reference_images"]
+    assert [frame for frame, image in images.items() if image is None] == [2]
+    assert get_video_table(dataset.name).bad_frames() == [str(dataset.frame_file(1, 2))]
+    monkeypatch.setattr(dataset_mapper_module, "_MAX_BAD_KEYS_IN_A_ROW", 3)
+    for frame in range(1, 5):
+        dataset.frame_file(1, frame).unlink()
+    with pytest.raises(DataError, match=r"000003.png and the 2 key frames before"):
+        VIDDatasetMapper(make_cfg(dataset), is_train=False)(_records(dataset)[0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    num_frames=st.integers(1, 40),
+    method=st.sampled_from(["adaptive", "fixed", "causal", "none"]),
+    half=st.integers(1, 8),
+    stride=st.integers(1, 6),
+)
+def test_what_is_left_out_of_a_clip_is_there(
+    num_frames: int, method: str, half: int, stride: int
+) -> None:
+    """Each frame is read once, and held no longer than it is needed."""
+    sampling = ReferenceSampling(method, 2 * half, stride)
+    images, read = ClipImages(sampling), []
+    for key in range(num_frames):
+        window = sampling.frames(num_frames, key)
+        wanted = [key, *sampling.frames_to_read(num_frames, key, window)]
+        left_out = [f for f in wanted if sampling.given_before(num_frames, key, f)]
+        given = {f: torch.tensor(f) for f in wanted if f not in left_out}
+        read += given
+        clip = {"dataset_name": "d", "video_id": 1, "frame_id": key, "given_before": left_out}
+        clip |= {"image": given.pop(key, None), "reference_images": given}
+        clip = images.complete(clip)
+        assert int(clip["image"]) == key
+        assert {f: int(image) for f, image in clip["reference_images"].items()} == {
+            f: f for f in wanted if f != key
+        }
+        assert "given_before" not in clip
+        assert len(images._images) <= (2 * half if method == "adaptive" else half + 1)
+    assert sorted(read) == list(range(num_frames))
+
+
+def test_a_video_does_not_get_images_of_another() -> None:
+    images = ClipImages(ReferenceSampling("fixed", 2))
+    rest = {"dataset_name": "d", "image": torch.tensor(0), "given_before": []}
+    images.complete({**rest, "video_id": 1, "frame_id": 0, "reference_images": {1: "of video 1"}})
+    with pytest.raises(KeyError):
+        images.complete(
+            {**rest, "video_id": 2, "frame_id": 1, "reference_images": {}, "given_before": [1]}
+        )
+
+
+def test_training_decodes_a_frame_of_several_clips_once(
+    make_dataset: MakeDataset, make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset((6,), size=(24, 32))
+    reads: list[str] = []
+    whole = dataset_mapper_module.read_frame
+
+    def noting(file_name: str, image_format: str) -> np.ndarray:
+        reads.append(file_name)
+        return whole(file_name, image_format)
+
+    monkeypatch.setattr(dataset_mapper_module, "read_frame", noting)
+    cfg = make_cfg(dataset, **{"INPUT.MIN_SIZE_TRAIN": (24, 48), "INPUT.RANDOM_FLIP": "horizontal"})
+    for frames_held, expected in ((6, 6), (0, 6 * 10 * 3)):
+        reads.clear()
+        limit = frames_held * 24 * 32 * 3
+        monkeypatch.setattr(dataset_mapper_module, "_MAX_RECENT_BYTES", limit)
+        mapper = VIDDatasetMapper(cfg, is_train=True)
+        for record in _records(dataset) * 10:
+            clip = mapper(record)
+            assert _green(clip["image"]) == record["frame_id"]
+            assert {f: _green(i) for f, i in clip["reference_images"].items()} == {
+                f: f for f in clip["reference_frame_ids"]
+            }
+            held = mapper._recent._frames.values()
+            assert sum(image.nbytes for image in held) == mapper._recent._bytes <= limit
+        if frames_held:
+            assert len(reads) == expected
+        else:
+            assert 6 * 10 * 2 <= len(reads) <= expected, "one or two references each"
 
 
 @pytest.mark.parametrize(
