@@ -7,14 +7,11 @@ take turns at every key frame, so that a machine that slows down slows them alik
 from __future__ import annotations
 
 import functools
-import math
 import multiprocessing
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +21,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from clab_d2.data.frame_sampling import adaptive_references
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, DataError
 from clab_d2.modeling import TemporalRCNN, prepare_for_inference
 from clab_d2.modeling.plain import make_plain
 
@@ -133,13 +130,9 @@ class Comparison:
 
     Attributes:
         seconds: of each key frame, by variant.
-        difference: greatest difference of class probabilities (by "score") and of boxes (by
-            "box", in pixels) between ours and the plain way, over all proposals of the key frames
-            that both did; empty without the plain way.
     """
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    difference: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, list[float]]
 
     def ratios(self, variant: str, base: str) -> list[float]:
         """``variant``'s time by ``base``'s at each key frame."""
@@ -163,10 +156,6 @@ def compare(setting: Setting, num_keys: int, num_plain: int) -> Comparison:
             "a single-frame detector has nothing to compare; take a config with SELSA or "
             "Temporal RoI Align"
         )
-    predicted: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
-    for variant in (OURS, PLAIN):
-        if variant in models:
-            _record(models[variant], predicted[variant])
     result = Comparison({variant: [] for variant in variants})
     warm_up, *keys = setting.key_frames(num_keys + 1)
     models[OURS]([setting.clip(0, OURS)])
@@ -175,20 +164,57 @@ def compare(setting: Setting, num_keys: int, num_plain: int) -> Comparison:
             if variant == PLAIN and not 0 < number <= num_plain:
                 continue
             clip = setting.clip(key, variant)
-            predicted[variant].clear()
             taken = seconds(lambda m=models[variant], c=clip: m([c]))
             if number > 0:
                 result.seconds[variant].append(taken)
-        if predicted[PLAIN]:
-            for name, value in _difference(*predicted[OURS], *predicted[PLAIN]).items():
-                result.difference[name] = max(value, result.difference.get(name, 0.0))
-            predicted[PLAIN].clear()
     return result
 
 
-def _record(model: TemporalRCNN, predicted: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Keep the class probabilities and boxes of every proposal, before NMS."""
-    predictor = model.roi_heads.box_predictor
+@dataclass(frozen=True)
+class Agreement:
+    """How far ours is from the plain way, over all proposals of a key frame, before NMS.
+
+    Attributes:
+        scores: for each proposal, the greatest difference of its class probabilities.
+        boxes: the same of its boxes, in pixels.
+    """
+
+    scores: list[float]
+    boxes: list[float]
+
+    def share_within(self, score: float, box: float) -> float:
+        """Share of the proposals that agree to this."""
+        pairs = zip(self.scores, self.boxes, strict=True)
+        return sum(a <= score and b <= box for a, b in pairs) / len(self.scores)
+
+
+def agreement(setting: Setting) -> Agreement:
+    """Compare ours with the plain way at one key frame of random input.
+
+    Without ``TEST.OPTIMIZE``, whose rounding random weights would turn into other proposals. What
+    is left to differ are ties: where a second and a third most similar position are equal to
+    rounding, either may be taken.
+    """
+    cfg = setting.cfg.clone()
+    cfg.defrost()
+    cfg.TEST.OPTIMIZE = False
+    key = setting.key_frames(1)[0]
+    (scores, boxes), (plain_scores, plain_boxes) = (
+        _predictions(build(cfg, variant), setting, key, variant) for variant in (OURS, PLAIN)
+    )
+    return Agreement(
+        (scores - plain_scores).abs().amax(dim=1).tolist(),
+        (boxes - plain_boxes).abs().amax(dim=1).tolist(),
+    )
+
+
+def _predictions(
+    model: TemporalRCNN, setting: Setting, key: int, variant: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class probabilities and boxes of every proposal of a key frame."""
+    if variant == OURS:
+        model([setting.clip(0, OURS)])
+    predictor, predicted = model.roi_heads.box_predictor, []
     inference = predictor.inference
 
     def recorded(predictions: Any, proposals: Any) -> Any:
@@ -201,20 +227,8 @@ def _record(model: TemporalRCNN, predicted: list[tuple[torch.Tensor, torch.Tenso
         return inference(predictions, proposals)
 
     predictor.inference = recorded
-
-
-def _difference(
-    ours: tuple[torch.Tensor, torch.Tensor], plain: tuple[torch.Tensor, torch.Tensor]
-) -> dict[str, float]:
-    (scores, boxes), (plain_scores, plain_boxes) = ours, plain
-    if scores.shape != plain_scores.shape:
-        return {"score": math.inf, "box": math.inf}
-    # Proposals of equal objectness may come in another order: compare each with its nearest.
-    nearest = torch.cdist(boxes, plain_boxes).argmin(dim=1)
-    return {
-        "score": (scores - plain_scores[nearest]).abs().max().item(),
-        "box": (boxes - plain_boxes[nearest]).abs().max().item(),
-    }
+    model([setting.clip(key, variant)])
+    return predicted[0]
 
 
 def stages(setting: Setting, num_keys: int) -> dict[str, float]:
@@ -366,16 +380,22 @@ def _training_clip(setting: Setting) -> Clip:
     }
 
 
-def _peak_resident_bytes() -> int:
-    # Kilobytes, but bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def resident_bytes() -> int:
-    """What the process holds now; where that is not to be had, the most it ever held."""
+    """What this process holds now."""
+    return _memory_status("VmRSS")
+
+
+def _peak_resident_bytes() -> int:
+    return _memory_status("VmHWM")
+
+
+def _memory_status(name: str) -> int:
+    # Not getrusage: its peak is, in a new process, that of the process that started it.
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith(name):
+                    return int(line.split()[1]) * 1024
     except OSError:
-        return _peak_resident_bytes()
+        pass
+    raise DataError("memory is measured by /proc/self/status, which is not here; add --quick")

@@ -26,8 +26,8 @@ def autocast_to(precision: str, device: torch.device) -> AbstractContextManager:
 def prepare_for_inference(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """Make a detector faster that will not be trained any more, in place.
 
-    With ``TEST.OPTIMIZE`` batch norms become part of the convs before them, and convs go
-    channels-last, which is how the aggregation reads feature maps. With ``TEST.COMPILE`` the
+    With ``TEST.OPTIMIZE`` batch norms become part of the convs before them, and the first stage
+    goes channels-last, which is how the aggregation reads feature maps. With ``TEST.COMPILE`` the
     backbone goes through ``torch.compile``: its first frames take a minute or more.
 
     Args:
@@ -40,7 +40,8 @@ def prepare_for_inference(model: nn.Module, cfg: CfgNode) -> nn.Module:
     model.eval()
     if cfg.TEST.OPTIMIZE:
         logger.info("batch norms folded into %d convs for inference", fold_batch_norms(model))
-        model.to(memory_format=torch.channels_last)
+        for part in (model.backbone, model.proposal_generator):
+            part.to(memory_format=torch.channels_last)
     if cfg.TEST.COMPILE:
         # In place, so that hooks and attributes of the module stay.
         model.backbone.compile()

@@ -27,7 +27,7 @@ from clab_d2.modeling.most_similar import (
 CHUNK_BYTES_CPU = 64 * 2**20
 CHUNK_BYTES_CUDA = 2**30
 # RoIs whose queries are held at a time for the compiled loops: enough for an efficient product.
-_ROIS_AT_A_TIME = 16
+_ROIS_AT_A_TIME = 32
 
 
 class TemporalRoIAlign(nn.Module):
@@ -208,7 +208,9 @@ class TemporalRoIAlign(nn.Module):
 
         embedded = None
         if self.embed is not None:
-            embedded = self.embed(roi_features).permute(0, 2, 3, 1)
+            # RoIs are small maps, for which a CPU's convs are faster in the plain layout.
+            maps = roi_features if roi_features.is_cuda else roi_features.contiguous()
+            embedded = self.embed(maps).permute(0, 2, 3, 1)
         if embedded is not None and cpu_kernels.are_available(own, embedded, table):
             output = own.new_empty(own.shape, dtype=torch.float32)
             self._attend_compiled(own, embedded, table, positions, weights, counts, output)

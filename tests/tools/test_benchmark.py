@@ -29,8 +29,7 @@ def test_measures_every_variant_on_the_same_key_frames(repo_root, tmp_path, quic
     assert {name: len(values) for name, values in figures["seconds"].items()} == {
         SINGLE: 3, OURS: 3, PLAIN: 2,
     }  # fmt: skip
-    assert figures["difference"]["score"] < 1e-4
-    assert figures["difference"]["box"] < 0.01
+    assert figures["agreement"]["share"] > 0.95
     ours = figures["variants"][OURS]
     assert ours["x single, least"] <= ours["x single"] <= ours["x single, most"]
     assert "Temporal RoI Align: search" in figures["stages"]
@@ -43,7 +42,11 @@ def test_measures_every_variant_on_the_same_key_frames(repo_root, tmp_path, quic
     assert {name: len(rows) for name, rows in figures["scaling"].items()} == {
         "references": 5, "resolution": 4, "video length": 4,
     }  # fmt: skip
-    assert all(row["weights MiB"] > 0 for row in figures["variants"].values())
+    for row in figures["variants"].values():
+        # A process that has just loaded its libraries holds hundreds of MiB: not counted.
+        assert 0 < row["peak MiB"] < 200 and row["weights MiB"] > 0
+    for row in figures["training"].values():
+        assert row["s a step"] > 0 and row["peak MiB"] > 0
 
 
 def test_a_single_frame_config_is_refused_in_one_line(repo_root):
