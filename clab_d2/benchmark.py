@@ -19,11 +19,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torchvision.ops import roi_align
 
 from clab_d2.data.frame_sampling import adaptive_references
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.modeling import TemporalRCNN, prepare_for_inference
-from clab_d2.modeling.plain import make_plain
+from clab_d2.modeling.plain import make_plain, plain_temporal_roi_align
 
 Clip = dict[str, Any]
 
@@ -172,63 +173,62 @@ def compare(setting: Setting, num_keys: int, num_plain: int) -> Comparison:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far ours is from the plain way, over all proposals of a key frame, before NMS.
+    """How far Temporal RoI Align is from its formula in double precision, on random input.
+
+    In single precision, where a second and a third most similar position are equal to rounding,
+    either may be taken; features of random weights are so alike that this is common.
 
     Attributes:
-        scores: for each proposal, the greatest difference of its class probabilities.
-        boxes: the same of its boxes, in pixels.
+        ours, plain: shares of RoI bins that differ by more than a thousandth of the greatest value,
+            computed in single precision in our way, and in the plain one.
+        double: greatest difference of our way in double precision, as a part of the greatest value.
     """
 
-    scores: list[float]
-    boxes: list[float]
-
-    def share_within(self, score: float, box: float) -> float:
-        """Share of the proposals that agree to this."""
-        pairs = zip(self.scores, self.boxes, strict=True)
-        return sum(a <= score and b <= box for a, b in pairs) / len(self.scores)
+    ours: float
+    plain: float
+    double: float
 
 
-def agreement(setting: Setting) -> Agreement:
-    """Compare ours with the plain way at one key frame of random input.
+@torch.no_grad()
+def agreement(setting: Setting, num_rois: int = 150) -> Agreement | None:
+    """Compare the ways of computing Temporal RoI Align, with two references.
 
-    Without ``TEST.OPTIMIZE``, whose rounding random weights would turn into other proposals. What
-    is left to differ are ties: where a second and a third most similar position are equal to
-    rounding, either may be taken.
+    Returns:
+        None for a model without it, or one that pools from several levels.
     """
     cfg = setting.cfg.clone()
     cfg.defrost()
-    cfg.TEST.OPTIMIZE = False
-    key = setting.key_frames(1)[0]
-    (scores, boxes), (plain_scores, plain_boxes) = (
-        _predictions(build(cfg, variant), setting, key, variant) for variant in (OURS, PLAIN)
-    )
-    return Agreement(
-        (scores - plain_scores).abs().amax(dim=1).tolist(),
-        (boxes - plain_boxes).abs().amax(dim=1).tolist(),
-    )
+    cfg.TEST.OPTIMIZE, cfg.TEST.PRECISION = False, "fp32"
+    model = build(cfg, OURS)
+    heads = model.roi_heads
+    module = heads.temporal_roi_align
+    if module is None or len(heads.in_features) != 1:
+        return None
+    frames = [model.extract([setting.image(number)])[0] for number in range(3)]
+    maps = [frame.features[heads.in_features[0]] for frame in frames]
+    boxes = frames[0].proposals.proposal_boxes.tensor[:num_rois]
 
-
-def _predictions(
-    model: TemporalRCNN, setting: Setting, key: int, variant: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class probabilities and boxes of every proposal of a key frame."""
-    if variant == OURS:
-        model([setting.clip(0, OURS)])
-    predictor, predicted = model.roi_heads.box_predictor, []
-    inference = predictor.inference
-
-    def recorded(predictions: Any, proposals: Any) -> Any:
-        predicted.append(
-            (
-                torch.cat(predictor.predict_probs(predictions, proposals)),
-                torch.cat(predictor.predict_boxes(predictions, proposals)),
-            )
+    def both(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        feature, *references = [m[0].to(dtype) for m in maps]
+        module.to(dtype)
+        scale, ratio = heads.pooler.scales[0], heads.pooler.sampling_ratio
+        size = heads.pooler.output_size
+        pooled = roi_align(feature[None], [boxes.to(dtype)], size, scale, ratio, aligned=True)
+        ours = module(
+            pooled, boxes.to(dtype), feature, references, [1, 1], scale=scale, sampling_ratio=ratio
         )
-        return inference(predictions, proposals)
+        return ours.double(), plain_temporal_roi_align(module, pooled, references).double()
 
-    predictor.inference = recorded
-    model([setting.clip(key, variant)])
-    return predicted[0]
+    ours, plain = both(torch.float32)
+    ours_double, exact = both(torch.float64)
+    greatest = exact.abs().max()
+
+    def share(result: torch.Tensor) -> float:
+        off = (result - exact).abs().amax(dim=1) > 1e-3 * greatest
+        return off.double().mean().item()
+
+    difference = (ours_double - exact).abs().max() / greatest
+    return Agreement(share(ours), share(plain), difference.item())
 
 
 def stages(setting: Setting, num_keys: int) -> dict[str, float]:
