@@ -40,9 +40,10 @@ def prepare_for_inference(model: nn.Module, cfg: CfgNode) -> nn.Module:
     model.eval()
     if cfg.TEST.OPTIMIZE:
         logger.info("batch norms folded into %d convs for inference", fold_batch_norms(model))
-        for part in (model.backbone, model.proposal_generator):
-            part.to(memory_format=torch.channels_last)
-    if cfg.TEST.COMPILE:
+        for name in ("backbone", "proposal_generator"):
+            if hasattr(model, name):  # a model of the user's own may be made otherwise
+                getattr(model, name).to(memory_format=torch.channels_last)
+    if cfg.TEST.COMPILE and hasattr(model, "backbone"):
         # In place, so that hooks and attributes of the module stay.
         model.backbone.compile()
     return model
