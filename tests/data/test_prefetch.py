@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_datasets import MakeDataset
 from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from clab_d2.data import build_vid_test_loader, build_vid_train_loader
-from clab_d2.data.prefetch import Background, DeviceLoader, map_tensors, to_device
+from clab_d2.data.prefetch import Background, DeviceLoader, map_tensors, pins_memory, to_device
 from clab_d2.engine.hooks import DataOrder, TrainingStream
 from clab_d2.errors import DataError
 
@@ -275,9 +276,7 @@ def test_what_moving_raises_reaches_the_loop() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_a_loop_that_is_left_leaves_no_thread(
-    make_dataset: MakeDataset, make_cfg: MakeCfg
-) -> None:
+def test_a_loop_that_is_left_leaves_no_thread(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:
     """By a break, and by an exception in the model, out of an endless training loader."""
     cfg = make_cfg(make_dataset((6,)), **{"DATALOADER.NUM_WORKERS": 1})
     for _ in Mover().round(build_vid_train_loader(cfg)):
@@ -312,9 +311,24 @@ def test_a_resumed_training_finds_the_sampler(
 
 def test_for_the_cpu_the_loader_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = [[1]]
-    assert to_device(loader, "cpu") is loader
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert to_device(loader, "cuda") is loader
+    for there, device, pinned in (
+        (True, "cpu", False),
+        (False, "cuda", False),
+        (True, "cuda", True),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert pins_memory(device) == pinned
+        if not pinned:
+            assert to_device(loader, device) is loader
+
+
+def test_pytorch_pins_all_but_the_truth() -> None:
+    """Its thread leaves Detectron2's structures as they are: their few numbers are copied late."""
+    truth = Instances((4, 5), gt_boxes=Boxes(torch.zeros(1, 4)), gt_classes=torch.tensor([2]))
+    clip = {"image": None, "reference_images": {3: None}, "file_name": "a", "instances": truth}
+    (pinned,) = pin_memory([clip])
+    assert pinned["instances"] is truth
+    assert pinned == clip
 
 
 def clip_of(**more: Any) -> dict[str, Any]:
