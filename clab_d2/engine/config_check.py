@@ -169,17 +169,6 @@ def _check_features(cfg: CfgNode) -> None:
         _choice("MODEL.CONTRASTIVE.IN_FEATURE", cfg.MODEL.CONTRASTIVE.IN_FEATURE, tappable)
 
 
-def _check_checkpointing(cfg: CfgNode) -> None:
-    key = "MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS"
-    if not cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS:
-        return
-    if cfg.MODEL.BACKBONE.NAME != "build_resnet_dc5_backbone":
-        raise ConfigError(
-            f"{key} is for build_resnet_dc5_backbone; set it False for MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME!r}"
-        )
-
-
 def _check_contrastive(cfg: CfgNode) -> None:
     branch = cfg.MODEL.CONTRASTIVE
     if not branch.ENABLED:
@@ -216,7 +205,6 @@ _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_references,
     _check_temporal,
     _check_features,
-    _check_checkpointing,
     _check_contrastive,
     _check_solver,
 )

@@ -91,14 +91,11 @@ def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SingleSca
     cfg.MODEL.RESNETS.OUT_FEATURES = sorted(
         stage for stage in stages if stage == "stem" or stage <= deepest
     )
-    backbone = SingleScaleBackbone(
+    return SingleScaleBackbone(
         build_resnet_backbone(cfg, input_shape),
         in_feature=cfg.MODEL.NECK.IN_FEATURE,
         out_channels=cfg.MODEL.NECK.OUT_CHANNELS,
     )
-    if cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS:
-        checkpoint_activations(backbone)
-    return backbone
 
 
 class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
@@ -153,8 +150,17 @@ def checkpoint_activations(backbone: nn.Module) -> nn.Module:
 
     Returns:
         ``backbone``.
+
+    Raises:
+        ConfigError: there is no ResNet in it.
     """
-    for resnet in (m for m in backbone.modules() if isinstance(m, ResNet)):
+    resnets = [module for module in backbone.modules() if isinstance(module, ResNet)]
+    if not resnets:
+        raise ConfigError(
+            "MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS is for ResNets, and "
+            f"{type(backbone).__name__} has none; set it False"
+        )
+    for resnet in resnets:
         for stage in resnet.stages:
             if any(parameter.requires_grad for parameter in stage.parameters()):
                 # Same layout, one method replaced, as for batch norm above.

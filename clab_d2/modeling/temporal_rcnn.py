@@ -25,7 +25,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.modeling.backbone import fix_batch_norm_statistics
+from clab_d2.modeling.backbone import checkpoint_activations, fix_batch_norm_statistics
 from clab_d2.modeling.contrastive_branch import ContrastiveBranch
 from clab_d2.modeling.inference import autocast_to
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
@@ -93,6 +93,8 @@ class TemporalRCNN(nn.Module):
         backbone = build_backbone(cfg)
         if cfg.MODEL.BACKBONE.FIX_BN_STATISTICS:
             fix_batch_norm_statistics(backbone)
+        if cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS:
+            checkpoint_activations(backbone)
         shapes = backbone.output_shape()
         branch = None
         if cfg.MODEL.CONTRASTIVE.ENABLED:

@@ -20,8 +20,6 @@ def cfg(repo_root: Path) -> CfgNode:
 
 def test_config_without_contradictions(cfg: CfgNode) -> None:
     validate_config(cfg)
-    cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS = True
-    validate_config(cfg)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +31,6 @@ def test_config_without_contradictions(cfg: CfgNode) -> None:
         (["MODEL.NECK.IN_FEATURE", "res6"], "MODEL.NECK.IN_FEATURE", "res5"),
         (["MODEL.RPN.IN_FEATURES", "['p3']"], "MODEL.RPN.IN_FEATURES", "c5"),
         (["MODEL.ROI_HEADS.IN_FEATURES", "['res5']"], "MODEL.ROI_HEADS.IN_FEATURES", "c5"),
-        (
-            ["MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS", "True",
-             "MODEL.BACKBONE.NAME", "build_resnet_backbone"],
-            "CHECKPOINT_ACTIVATIONS", "build_resnet_dc5_backbone",
-        ),
         (["MODEL.CONTRASTIVE.IN_FEATURE", "res5"], "MODEL.CONTRASTIVE.IN_FEATURE", "res4"),
         (["MODEL.CONTRASTIVE.TEMPERATURE", "0.0"], "MODEL.CONTRASTIVE.TEMPERATURE", "positive"),
         (["MODEL.CONTRASTIVE.WEIGHT.SCHEDULE", "step"], "WEIGHT.SCHEDULE", "cosine"),

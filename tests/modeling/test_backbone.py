@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clab_d2 import get_clab_cfg
+from clab_d2.errors import ConfigError
 from clab_d2.modeling.backbone import CheckpointedStage, checkpoint_activations
 
 FIXED = "MODEL.BACKBONE.FIX_BN_STATISTICS"
@@ -110,11 +111,17 @@ def test_the_graph_holds_less(config, name):
     assert bytes_held(build_one(cfg, True)) < 0.6 * bytes_held(build_one(cfg, False))
 
 
-def test_the_config_turns_it_on(config):
+@pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick"])
+def test_the_config_turns_it_on(config, name):
     assert not get_clab_cfg().MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS
     for on in (False, True):
-        stages = build(config("clab_quick", KEY, on)).backbone.bottom_up.stages
+        stages = build(config(name, KEY, on)).backbone.bottom_up.stages
         assert {isinstance(stage, CheckpointedStage) for stage in stages} == {on}
+
+
+def test_a_backbone_without_resnet_is_refused():
+    with pytest.raises(ConfigError, match=r"CHECKPOINT_ACTIVATIONS.*Linear has none; set it False"):
+        checkpoint_activations(nn.Linear(2, 2))
 
 
 def test_inference_is_left_alone(config, monkeypatch):
