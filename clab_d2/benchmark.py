@@ -6,6 +6,7 @@ take turns at every key frame, so that a machine that slows down slows them alik
 
 from __future__ import annotations
 
+import copy
 import functools
 import multiprocessing
 import time
@@ -289,7 +290,7 @@ def _fill_memory(model: TemporalRCNN, setting: Setting) -> None:
     model([only])
     frame = model.memory.get(0)
     for number in set(setting.references) - {0}:
-        model.memory.put(number, frame.copy())
+        model.memory.put(number, copy.deepcopy(frame))
 
 
 def _median(values: Sequence[float]) -> float:

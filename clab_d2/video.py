@@ -32,6 +32,7 @@ from torch import nn
 
 from clab_d2.data.catalog import register_datasets_from_config
 from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
+from clab_d2.data.frame_files import natural_key
 from clab_d2.data.frames import ClipAugmentation, read_frame
 from clab_d2.data.prefetch import Background
 from clab_d2.data.video_frames import VideoFrameReader
@@ -248,11 +249,6 @@ def open_video(source: str | int | os.PathLike[str] | VideoSource) -> VideoSourc
     return FileSource(path)
 
 
-def _natural_key(path: Path) -> list[tuple[int, int | str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts]
-
-
 def _pictures_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -261,7 +257,7 @@ def _pictures_of(path: Path) -> list[Path]:
     if not files:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{path}: the folder holds no pictures ({kinds})")
-    return sorted(files, key=_natural_key)
+    return sorted(files, key=lambda path: natural_key(path.name))
 
 
 # ---------------------------------------------------------------------------------------------

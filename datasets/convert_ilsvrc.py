@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
 import sys
 
+from clab_d2.data.converter_options import exit_status
 from clab_d2.data.ilsvrc import convert
-from clab_d2.errors import DataError
 
 
 def main() -> int:
@@ -24,18 +22,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.jobs is not None and args.jobs < 1:
         parser.error("--jobs must be at least 1")
-    # Ended from outside, tidy up as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        convert(args.root, args.output, args.jobs, args.strict)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; no half-written file is left", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: convert(args.root, args.output, args.jobs, args.strict))
 
 
 if __name__ == "__main__":

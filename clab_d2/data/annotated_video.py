@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clab_d2.data.frame_files import natural_key
 from clab_d2.data.frames import read_frame
 from clab_d2.data.video_frames import VideoFrameReader, is_video_file
 from clab_d2.data.video_table import join_image_root
@@ -33,7 +33,6 @@ __all__ = [
     "ObjectBox",
     "build_coco_vid",
     "frame_name",
-    "natural_key",
     "split_videos",
     "unique_names",
 ]
@@ -295,12 +294,6 @@ def frame_name(video: AnnotatedVideo, pattern: str, frame: int, index: int) -> s
             "be filled in; use {video}, as in '{video}.mp4'"
         )
     return _fill_in(pattern, video.name, video.source or "", frame, index)
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts ``2.jpg`` before ``10.jpg``."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts]
 
 
 def _add_video(

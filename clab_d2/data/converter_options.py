@@ -97,10 +97,8 @@ def run_converter(
         parser.error("--val-output and --output are the same file")
     if not 0 < fraction < 1:
         parser.error(f"--val-fraction {fraction:g}: it must be between 0 and 1")
-    # Ended from outside, tidy up as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
+
+    def work() -> None:
         options = ConversionOptions(
             classes=args.classes,
             frames=args.frames,
@@ -119,6 +117,25 @@ def run_converter(
             )
         for path, part in parts.items():
             write_json(path, part)
+        print(f"{args.output}: {counts}" if len(parts) == 1 else f"all: {counts}")
+        if len(parts) > 1:
+            for path, part in parts.items():
+                names = ", ".join(video["name"] for video in part["videos"])
+                print(
+                    f"{path}: {len(part['videos'])} videos ({names}), "
+                    f"{len(part['images'])} images, {len(part['annotations'])} objects"
+                )
+
+    return exit_status(work)
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do a converter's work; its mistakes become one line and the exit status to return."""
+    # Ended from outside, tidy up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        work()
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -128,14 +145,6 @@ def run_converter(
     except KeyboardInterrupt:
         print("interrupted; no half-written file is left", file=sys.stderr)
         return 130
-    print(f"{args.output}: {counts}" if len(parts) == 1 else f"all: {counts}")
-    if len(parts) > 1:
-        for path, part in parts.items():
-            names = ", ".join(video["name"] for video in part["videos"])
-            print(
-                f"{path}: {len(part['videos'])} videos ({names}), {len(part['images'])} images, "
-                f"{len(part['annotations'])} objects"
-            )
     return 0
 
 

@@ -14,7 +14,13 @@ from clab_d2.data.video_frames import VIDEO_SUFFIXES, is_video_file, split_frame
 from clab_d2.data.video_table import join_image_root
 from clab_d2.errors import DataError
 
-__all__ = ["FrameFiles"]
+__all__ = ["FrameFiles", "natural_key"]
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts ``2.jpg`` before ``10.jpg``."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts]
 
 
 class FrameFiles:

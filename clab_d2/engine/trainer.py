@@ -20,6 +20,7 @@ from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clab_d2.data import (
     build_vid_test_loader,
@@ -146,7 +147,7 @@ class Trainer(DefaultTrainer):
         _share_buffers(model)
         # A copy, as training may go on; one way of evaluating, so that the figures at a training's
         # end are those that --eval-only gives.
-        model = copy.deepcopy(getattr(model, "module", model))
+        model = copy.deepcopy(model.module if isinstance(model, DistributedDataParallel) else model)
         results = super().test(cfg, prepare_for_inference(model, cfg), evaluators)
         collect_bad_frames(cfg.DATASETS.TEST)
         return results

@@ -16,7 +16,13 @@ _BLOCK = 512
 # Positions whose greatest is found in a vector operation.
 _LANES = 64
 
-_compile = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+# Infinities stay what they are: the greatest so far begin as one.
+_compile = numba.njit(
+    nogil=True,
+    cache=True,
+    fastmath={"reassoc", "contract", "arcp", "nsz", "nnan"},
+    error_model="numpy",
+)
 
 
 @_compile

@@ -35,14 +35,6 @@ class FrameFeatures:
     proposals: Instances
     encoded: list[KeyValue] = field(default_factory=list)
 
-    def copy(self) -> FrameFeatures:
-        """The same in memory of its own."""
-        return FrameFeatures(
-            {name: feature.clone() for name, feature in self.features.items()},
-            self.proposals,
-            [KeyValue(keys.clone(), values.clone()) for keys, values in self.encoded],
-        )
-
 
 class RunningCat:
     """``torch.cat`` for parts of which few change from call to call: one in, one out.

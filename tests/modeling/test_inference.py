@@ -8,6 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from made_clips import assert_same, build, test_clips
 from torch import nn
 
+from clab_d2.modeling import cpu_kernels
 from clab_d2.modeling.inference import fold_batch_norms, prepare_for_inference
 
 
@@ -63,8 +64,6 @@ def test_left_as_it_is_unless_asked(config):
 @pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick", "faster_rcnn_quick"])
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "operators"])
 def test_mixed_precision_finds_about_the_same(config, name, precision, compiled, monkeypatch):
-    from clab_d2.modeling import cpu_kernels
-
     if not compiled:
         monkeypatch.setattr(cpu_kernels, "_loops", lambda: None)
     exact = build(config(name)).eval()
