@@ -81,3 +81,11 @@ def test_mixed_precision_finds_about_the_same(config, name, precision, compiled,
         assert len(actual) > 0
         torch.testing.assert_close(actual.scores.max(), expected.scores.max(), atol=0.02, rtol=0)
     assert set(seen) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
+
+
+def test_proposals_are_chosen_in_single_precision(config):
+    model = build(config("clab_quick", "TEST.PRECISION", "bf16")).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (frame,) = model.extract([test_clips(0, 1)[0]["image"]])
+    assert all(feature.dtype == torch.bfloat16 for feature in frame.features.values())
+    assert frame.proposals.objectness_logits.dtype == torch.float32

@@ -137,11 +137,14 @@ def test_single_precision(compiled, num_heads, num_most_similar, num_references,
     sides = ((6, 9), *[(6, 9), (5, 7), (30, 40), (6, 9), (2, 3)][:num_references])
     module = TemporalRoIAlign(8, num_most_similar, num_heads).double()
     case = make_case(seed=num_most_similar, num_rois=37, sides=sides)
-    expected = plain_temporal_roi_align(module, case[2], case[3][:num_references])
+    # A frame that is drawn more than once counts as often.
+    counts = [1 + index % 3 for index in range(num_references)]
+    repeated = [m for m, count in zip(case[3], counts, strict=True) for _ in range(count)]
+    expected = plain_temporal_roi_align(module, case[2], repeated)
     feature, boxes, pooled, references = case
     single = (feature.float(), boxes.float(), pooled.float(), [r.float() for r in references])
     with torch.no_grad():
-        actual = run(module.float(), single)
+        actual = run(module.float(), single, counts)
     torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
 
 
