@@ -11,9 +11,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from clab_d2.data.annotated_video import ConversionOptions, Counts, Json
-from clab_d2.data.converter_options import converter_parser, run_converter
-from clab_d2.data.cvat import NAMES, convert_cvat
+from clab_d2.converters.coco_vid_builder import ConversionOptions, Counts, Json
+from clab_d2.converters.command_line import converter_parser, run_converter
+from clab_d2.converters.cvat import NAMES, convert_cvat
 
 
 def main(argv: Sequence[str] | None = None) -> int:

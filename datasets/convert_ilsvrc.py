@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from clab_d2.data.converter_options import exit_status
-from clab_d2.data.ilsvrc import convert
+from clab_d2.converters.command_line import exit_status
+from clab_d2.converters.ilsvrc import convert
 
 
 def main() -> int:

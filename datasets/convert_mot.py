@@ -12,9 +12,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from clab_d2.data.annotated_video import ConversionOptions, Counts, Json
-from clab_d2.data.converter_options import class_names, converter_parser, run_converter
-from clab_d2.data.mot import IGNORED, MotOptions, convert_mot
+from clab_d2.converters.coco_vid_builder import ConversionOptions, Counts, Json
+from clab_d2.converters.command_line import class_names, converter_parser, run_converter
+from clab_d2.converters.mot import IGNORED, MotOptions, convert_mot
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from clab_d2.data.ilsvrc import convert  # noqa: E402
-from clab_d2.data.mini_vid import summary, writer  # noqa: E402
+from mini_vid_generator import summary, writer  # noqa: E402
+
+from clab_d2.converters.ilsvrc import convert  # noqa: E402
 from clab_d2.errors import DataError  # noqa: E402
 
 

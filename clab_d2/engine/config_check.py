@@ -16,7 +16,7 @@ from detectron2.modeling import (
 
 from clab_d2.engine.optimizer import OPTIMIZERS
 from clab_d2.errors import ConfigError
-from clab_d2.modeling.inference import PRECISIONS
+from clab_d2.modeling.optimize import PRECISIONS
 
 RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")
 

@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from clab_d2.errors import DataError
-from clab_d2.modeling.selsa import KeyValue
+from clab_d2.modeling.aggregation.selsa import KeyValue
 
 
 @dataclass

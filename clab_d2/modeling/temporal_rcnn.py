@@ -25,9 +25,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.modeling.backbone import checkpoint_activations, fix_batch_norm_statistics
-from clab_d2.modeling.contrastive_branch import ContrastiveBranch
-from clab_d2.modeling.inference import autocast_to
+from clab_d2.modeling.backbones.resnet_dc5 import checkpoint_activations, fix_batch_norm_statistics
+from clab_d2.modeling.contrastive.branch import ContrastiveBranch
+from clab_d2.modeling.optimize import autocast_to
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.rpn import TemporalRPN
 from clab_d2.modeling.temporal_roi_heads import TemporalROIHeads

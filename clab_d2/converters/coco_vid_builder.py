@@ -1,6 +1,6 @@
 """Annotated videos as other tools' files give them, and the CocoVID JSON made of them.
 
-A reader of one tool's format (:mod:`clab_d2.data.cvat`, :mod:`clab_d2.data.mot`) fills
+A reader of one tool's format (:mod:`clab_d2.converters.cvat`, :mod:`clab_d2.converters.mot`) fills
 :class:`AnnotatedVideo`; what is the same for all of them is here: naming the frames, choosing the
 classes, keeping boxes inside the picture, and splitting the videos into training and validation.
 """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clab_d2.errors import ConfigError
-from clab_d2.modeling.contrastive_branch import ContrastiveBranch, contrastive_weight
+from clab_d2.modeling.contrastive.branch import ContrastiveBranch, contrastive_weight
 
 RENAMED = {"channel.0": "conv", "proj.0": "projection.0", "proj.2": "projection.2"}
 

@@ -9,7 +9,7 @@ from made_clips import assert_same, build, test_clips
 from torch import nn
 
 from clab_d2.modeling import cpu_kernels
-from clab_d2.modeling.inference import fold_batch_norms, prepare_for_inference
+from clab_d2.modeling.optimize import fold_batch_norms, prepare_for_inference
 
 
 def randomise_batch_norms(model: nn.Module) -> None:

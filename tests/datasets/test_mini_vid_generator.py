@@ -16,10 +16,10 @@ import pytest
 from defusedxml.ElementTree import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mini_vid_generator import coats, hiding, scene, shapes, summary, writer
+from mini_vid_generator.plan import VideoPlan, plan_still, plan_video
+from mini_vid_generator.writer import Size
 
-from clab_d2.data.mini_vid import coats, hiding, scene, shapes, summary, writer
-from clab_d2.data.mini_vid.plan import VideoPlan, plan_still, plan_video
-from clab_d2.data.mini_vid.writer import Size
 from clab_d2.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,7 +191,7 @@ def test_pictures_differ_between_splits_and_videos() -> None:
 
 
 def test_converter_takes_the_tree(tiny: Path, tmp_path: Path) -> None:
-    from clab_d2.data.ilsvrc import convert
+    from clab_d2.converters.ilsvrc import convert
 
     convert(tiny, tmp_path, jobs=1, progress=False)
     facts = json.loads((tiny / "mini_vid.json").read_text())["splits"]
@@ -392,7 +392,7 @@ def test_a_degraded_frame_can_not_tell(index: int) -> None:
             for t in plan.tracks
         ],
     )
-    from clab_d2.data.mini_vid.background import make_background
+    from mini_vid_generator.background import make_background
 
     ground = make_background(
         plan.ground, plan.width, plan.height, plan.horizon, np.random.default_rng(0)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from clab_d2.data.annotated_video import (
+from clab_d2.converters.coco_vid_builder import (
     AnnotatedVideo,
     ConversionOptions,
     Counts,

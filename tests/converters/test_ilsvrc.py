@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from clab_d2.data import ilsvrc
+from clab_d2.converters import ilsvrc
+from clab_d2.converters.ilsvrc import convert, read_annotation
 from clab_d2.data.coco_vid import load_coco_vid
-from clab_d2.data.ilsvrc import convert, read_annotation
 from clab_d2.errors import DataError
 
 _REPO = Path(__file__).resolve().parents[2]

@@ -25,7 +25,7 @@ from xml.etree.ElementTree import ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from clab_d2.data.annotated_video import (
+from clab_d2.converters.coco_vid_builder import (
     AnnotatedVideo,
     ConversionOptions,
     Counts,

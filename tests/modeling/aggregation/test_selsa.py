@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from detectron2.layers import ShapeSpec
 
-from clab_d2.modeling.selsa import KeyValue, SELSABlock, SELSABoxHead, log_counts_of
+from clab_d2.modeling.aggregation.selsa import KeyValue, SELSABlock, SELSABoxHead, log_counts_of
 
 RENAMED = {"fc_embed": "query", "ref_fc_embed": "key", "ref_fc": "value", "fc": "output"}
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from clab_d2.modeling import cpu_kernels
+from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.most_similar import bin_interpolation
 from clab_d2.modeling.plain import plain_temporal_roi_align
-from clab_d2.modeling.temporal_roi_align import TemporalRoIAlign
 
 
 def make_case(

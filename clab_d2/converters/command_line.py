@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from clab_d2.data.annotated_video import (
+from clab_d2.converters.coco_vid_builder import (
     DEFAULT_FRAMES,
     ConversionOptions,
     Counts,

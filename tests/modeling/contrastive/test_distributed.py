@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from clab_d2.modeling.contrastive_branch import ContrastiveBranch
+from clab_d2.modeling.contrastive.branch import ContrastiveBranch
 
 NUM_CLIPS, NUM_FRAMES = 4, 3
 

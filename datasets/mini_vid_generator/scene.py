@@ -29,9 +29,9 @@ def draw_figure(
 
     Args:
         canvas: (H * SS, W * SS, 3) float32 RGB in 0..1, drawn on in place.
-        kind, build, pose: see :func:`clab_d2.data.mini_vid.shapes.figure`.
+        kind, build, pose: see :func:`mini_vid_generator.shapes.figure`.
         placement: in pixels of the frame.
-        look, visibility: see :func:`clab_d2.data.mini_vid.coats.paint`.
+        look, visibility: see :func:`mini_vid_generator.coats.paint`.
         alpha: (H * SS, W * SS) float32, to which the figure's coverage is added.
     """
     height, width = canvas.shape[:2]

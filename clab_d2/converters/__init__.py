@@ -1,0 +1,1 @@
+"""Annotations of other formats -> CocoVID JSON, and the checker of such files."""

@@ -1,0 +1,1 @@
+"""How a key frame's features take in those of its reference frames: one file a method."""

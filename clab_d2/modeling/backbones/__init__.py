@@ -1,0 +1,1 @@
+"""Networks from an image to its feature maps."""
