@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 import clab_d2  # noqa: F401  (registers the built-in datasets)
-from clab_d2.converters.check_dataset import check_dataset
+from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.errors import ConfigError, DataError
 
 

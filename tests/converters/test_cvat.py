@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracking_exports import CvatFile, CvatTask, CvatTrack
 
-from clab_d2.converters.check_dataset import check_dataset
 from clab_d2.converters.coco_vid_builder import ConversionOptions, Counts, split_videos
 from clab_d2.converters.cvat import convert_cvat, upright_box
+from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.frames import read_frame
 from clab_d2.errors import ConfigError, DataError

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracking_exports import mot_sequence, mot_text
 
-from clab_d2.converters.check_dataset import check_dataset
 from clab_d2.converters.coco_vid_builder import ConversionOptions
+from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.converters.mot import MOT_CLASSES, MotOptions, convert_mot
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.errors import ConfigError, DataError

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_datasets import MadeDataset, MakeDataset
 
-from clab_d2.converters.check_dataset import check_dataset
+from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.data import build_vid_test_loader, get_video_table, register_coco_vid
 from clab_d2.data.frame_files import FrameFiles
 from clab_d2.data.frames import read_frame

@@ -13,7 +13,7 @@ import pytest
 from encoded_videos import encode, moving_pictures
 from made_datasets import MadeDataset, MakeDataset
 
-from clab_d2.converters.check_dataset import check_dataset
+from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.errors import DataError
 
 Break = Callable[[MadeDataset], Any]
