@@ -1,18 +1,13 @@
-"""Video in and out, and detection in it, around a model that only notes what it is given."""
+"""Detection in a video, by a model that only notes what it is given."""
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-import threading
 import time
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -20,9 +15,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from encoded_videos import encode, moving_pictures, play
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numbered_frames import FakeCapture, grey
+from package_threads import package_threads
 from tiny_videos import CLASSES, make_tiny_videos
 from torch import nn
 
@@ -30,235 +26,7 @@ from clab_d2 import get_clab_cfg
 from clab_d2.data import build_vid_test_loader, register_datasets_from_config
 from clab_d2.data.frames import OpenCVResizeTransform
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.video import (
-    CameraSource,
-    DetectionWriter,
-    FrameFolderWriter,
-    SequenceSource,
-    VideoDetector,
-    VideoSource,
-    VideoWriter,
-    class_names,
-    open_video,
-    open_writer,
-)
-
-
-def grey(number: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
-    """A frame that tells its number."""
-    return np.full((*size, 3), number % 256, np.uint8)
-
-
-def write_pictures(folder: Path, names: list[str]) -> Path:
-    folder.mkdir(exist_ok=True)
-    for number, name in enumerate(names):
-        cv2.imwrite(str(folder / name), grey(number))
-    return folder
-
-
-# ------------------------------------------------------------------------------ frames in
-
-
-def test_a_video_file(tmp_path: Path) -> None:
-    path = encode(tmp_path / "a.mp4", moving_pictures(9))
-    with open_video(path) as source:
-        assert (source.num_frames, source.fps) == (9, 25)
-        assert (source.height, source.width) == (48, 64)
-        for index in (5, 0, 8):
-            np.testing.assert_array_equal(source.read(index), play(path)[index])
-
-
-def test_a_folder_is_in_natural_order(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "f", ["1.png", "2.PNG", "10.png", "img11.png"])
-    (folder / "notes.txt").write_text("no picture")
-    (folder / ".hidden.png").write_bytes(b"no picture")
-    source = open_video(str(folder))
-    assert source.num_frames == 4
-    assert [int(source.read(i)[0, 0, 0]) for i in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(IndexError):
-        source.read(4)
-
-
-def test_a_single_picture(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["a.png"])
-    assert open_video(tmp_path / "a.png").num_frames == 1
-
-
-@pytest.mark.parametrize("name", ["7", "frames"])
-def test_a_folder_named_like_a_camera_is_a_folder(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path / name, ["a.png"])
-    assert open_video(name).num_frames == 1
-
-
-class FakeCapture:
-    """A camera of 200 numbered frames, one in two milliseconds; then it is unplugged."""
-
-    def __init__(self, index: int) -> None:
-        self.index, self.taken = index, 0
-
-    def isOpened(self) -> bool:
-        return self.index == 2
-
-    def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_FRAME_WIDTH: 32, cv2.CAP_PROP_FRAME_HEIGHT: 24}.get(what, 0)
-
-    def set(self, what: int, value: float) -> bool:
-        return True
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        time.sleep(0.002)
-        if self.taken == 200:
-            return False, None
-        self.taken += 1
-        return True, np.full((24, 32, 3), (self.taken, 2, 3), np.uint8)  # BGR
-
-    def release(self) -> None:
-        self.taken = 200
-
-
-def prefetch_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("clab_d2")]
-
-
-def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
-    for name in ("2", 2, "/dev/video2"):
-        with open_video(name) as source:
-            assert isinstance(source, CameraSource)
-            assert (source.num_frames, source.fps, source.height) == (None, 30, 24)
-            assert not prefetch_threads(), "nothing is taken in before it is asked for"
-            # The last is the frame's number: the newest, whichever that is by now.
-            red, green, number = source.read(0)[0, 0].tolist()
-            assert (red, green) == (3, 2) and number >= 1
-            with pytest.raises(RuntimeError, match="gives frame 1 now, not 0"):
-                source.read(0)
-        assert not prefetch_threads()
-    with pytest.raises(DataError, match="camera 5: cannot be opened"):
-        open_video("5")
-
-
-def test_a_slow_model_gets_the_newest_frame_of_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the one taken in when the model began with the frame before."""
-    capture = FakeCapture(2)
-    monkeypatch.setattr(cv2, "VideoCapture", lambda index: capture)
-    numbers, awaited = [], []
-
-    class SlowModel(NotingModel):
-        def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-            numbers.append(int(clips[0]["image"][2, 0, 0]))
-            awaited.append(min(capture.taken + 30, 200))
-            while capture.taken < awaited[-1]:
-                time.sleep(0.001)
-            return super().forward(clips)
-
-    results = list(VideoDetector(make_cfg(num=2), SlowModel()).detect("2"))
-    assert [int(frame[0, 0, 2]) for frame, _ in results] == numbers
-    assert numbers == sorted(set(numbers)) and numbers[-1] == 200
-    assert len(numbers) <= 9, "frames in between were dropped"
-    # What the camera had given when the model was done, but for the one just being taken in.
-    assert all(new >= old - 1 for new, old in zip(numbers[1:], awaited, strict=False))
-    assert not prefetch_threads()
-
-
-def test_what_is_no_source_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
-    (tmp_path / "a.txt").write_text("no video")
-    for name, message in (
-        ("gone.mp4", "no such video, folder or camera"),
-        ("empty", "the folder holds no pictures"),
-        ("bad", "none of its 1 pictures can be read"),
-        ("a.txt", "cannot be opened as a video"),
-    ):
-        with pytest.raises(DataError, match=message) as error:
-            open_video(tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-# ------------------------------------------------------------------------------ frames out
-
-
-def test_written_video_is_what_browsers_play(tmp_path: Path) -> None:
-    frames = [np.full((48, 64, 3), (200, 60, 10 * n), np.uint8) for n in range(12)]
-    path = tmp_path / "new" / "a.mp4"
-    with VideoWriter(path, fps=30000 / 1001) as writer:
-        for frame in frames:
-            writer.write(frame)
-        assert not path.exists()
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert stream.codec_context.name == "h264"
-        assert stream.codec_context.pix_fmt == "yuv420p"
-        assert float(stream.average_rate) == pytest.approx(30000 / 1001)
-    content = path.read_bytes()
-    assert content.index(b"moov") < content.index(b"mdat")  # plays while it loads
-    played = play(path)
-    assert len(played) == 12
-    for frame, again in zip(frames, played, strict=True):
-        assert np.abs(frame.astype(int) - again).max() <= 8
-    assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
-
-
-def test_odd_and_changing_sizes(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    with VideoWriter(path) as writer:
-        writer.write(np.full((33, 47, 3), 200, np.uint8))
-        writer.write(np.full((66, 48, 3), 200, np.uint8))  # another shape: between black bars
-        writer.write(np.full((3, 3, 3), 200, np.uint8))
-    first, second, third = play(path)
-    assert first.shape == second.shape == third.shape == (34, 48, 3)
-    assert first.min() > 190
-    assert second[17, 24].min() > 190 and second[17, 2].max() < 10
-
-
-def test_a_failed_video_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"the video before")
-    with pytest.raises(KeyError), VideoWriter(path) as writer:
-        writer.write(grey(1))
-        raise KeyError
-    with VideoWriter(tmp_path / "empty.mp4"):
-        pass  # no frame, no file
-    assert path.read_bytes() == b"the video before"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
-
-
-def test_without_pyav_opencv_writes(tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    with caplog.at_level(logging.WARNING), VideoWriter(tmp_path / "a.mp4") as writer:
-        for number in range(5):
-            writer.write(grey(40 * number))
-    assert "pip install av" in caplog.text
-    monkeypatch.undo()
-    assert [round(float(f.mean()), -1) for f in play(tmp_path / "a.mp4")] == [0, 40, 80, 120, 160]
-
-
-def test_a_folder_of_jpegs(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "out") as writer:
-        assert isinstance(writer, FrameFolderWriter)
-        for number in range(3):
-            writer.write(grey(50 * number))
-    source = open_video(tmp_path / "out")
-    assert [int(source.read(i)[5, 5, 0]) for i in range(3)] == [0, 50, 100]
-    with pytest.raises(DataError, match="holds frames already"):
-        open_writer(tmp_path / "out")
-
-
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=r"cannot write \.gif; name it \.mp4"):
-        open_writer(tmp_path / "a.gif")
-    for name in ("file/a.mp4", "file/frames"):
-        with pytest.raises(DataError, match="cannot be"):
-            open_writer(tmp_path / name)
-
-
-# ------------------------------------------------------------------------------ detection
+from clab_d2.video import VideoDetector, VideoSource, class_names
 
 
 class NotingModel(nn.Module):
@@ -363,6 +131,29 @@ def test_a_stream_is_detected_frame_by_frame_as_it_comes() -> None:
         assert given_out[-1] == number
 
 
+def test_a_slow_model_gets_the_newest_frame_of_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one taken in when the model began with the frame before."""
+    capture = FakeCapture(2)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda index: capture)
+    numbers, awaited = [], []
+
+    class SlowModel(NotingModel):
+        def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+            numbers.append(int(clips[0]["image"][2, 0, 0]))
+            awaited.append(min(capture.taken + 30, 200))
+            while capture.taken < awaited[-1]:
+                time.sleep(0.001)
+            return super().forward(clips)
+
+    results = list(VideoDetector(make_cfg(num=2), SlowModel()).detect("2"))
+    assert [int(frame[0, 0, 2]) for frame, _ in results] == numbers
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 200
+    assert len(numbers) <= 9, "frames in between were dropped"
+    # What the camera had given when the model was done, but for the one just being taken in.
+    assert all(new >= old - 1 for new, old in zip(numbers[1:], awaited, strict=False))
+    assert not package_threads()
+
+
 class CountingSource(VideoSource):
     """Counts reads, and knows which of its frames are still held by anyone."""
 
@@ -439,7 +230,7 @@ def test_the_next_frames_are_read_while_the_model_has_the_current_ones(batch_siz
 
     results = list(VideoDetector(cfg, WaitingModel()).detect(source))
     assert [int(frame[0, 0, 0]) for frame, _ in results] == list(range(20))
-    assert not prefetch_threads()
+    assert not package_threads()
 
 
 def test_the_thread_ends_with_the_generator() -> None:
@@ -449,7 +240,7 @@ def test_the_thread_ends_with_the_generator() -> None:
         results = detector.detect(source)
         for _ in range(3):
             next(results)
-        assert len(prefetch_threads()) == 1
+        assert len(package_threads()) == 1
         if how == "closed":
             results.close()
         elif how == "the model fails":
@@ -461,7 +252,7 @@ def test_the_thread_ends_with_the_generator() -> None:
             with pytest.raises(RuntimeError, match="one video at a time"):
                 next(results)
         del results
-        assert not prefetch_threads(), how
+        assert not package_threads(), how
         assert max(source.reads) < 15
         assert source.read(40)[0, 0, 0] == 40, "an open source is the caller's again"
 
@@ -480,7 +271,7 @@ def test_what_goes_wrong_in_reading_is_raised_at_its_frame() -> None:
         ):
             shown.append(int(frame[0, 0, 0]))
     assert shown == [0, 1, 2, 3]
-    assert not prefetch_threads()
+    assert not package_threads()
 
 
 @pytest.mark.parametrize(
@@ -596,35 +387,6 @@ def test_clips_are_those_of_the_evaluation(
         assert ours["reference_images"].keys() == theirs["reference_images"].keys()
         for frame_id, image in theirs["reference_images"].items():
             assert torch.equal(ours["reference_images"][frame_id], image)
-
-
-# ------------------------------------------------------------------------------ what is written
-
-
-def test_detections_as_json(tmp_path: Path) -> None:
-    path = tmp_path / "d.json"
-    source = SequenceSource([grey(0)] * 2, fps=12.5, name="clip")
-    found = Instances(
-        (24, 32),
-        pred_boxes=Boxes(torch.tensor([[1.0, 2, 11, 22.5]])),
-        scores=torch.tensor([0.75]),
-        pred_classes=torch.tensor([1]),
-    )
-    with DetectionWriter(path, source, ["cat", "dog"]) as writer:
-        writer.write(found)
-        writer.write(found[found.scores > 0.9])
-        assert not path.exists()
-    written = json.loads(path.read_text())
-    box = {"bbox": [1, 2, 10, 20.5], "category_id": 1, "category": "dog", "score": 0.75}
-    assert written == {
-        "video": "clip",
-        "fps": 12.5,
-        "class_names": ["cat", "dog"],
-        "frames": [{"frame_id": 0, "detections": [box]}, {"frame_id": 1, "detections": []}],
-    }
-    with pytest.raises(KeyError), DetectionWriter(tmp_path / "e.json", source, []):
-        raise KeyError
-    assert [p.name for p in tmp_path.iterdir()] == ["d.json"]
 
 
 def test_class_names(tiny_dataset: Any) -> None:

@@ -1,0 +1,31 @@
+"""Video in and out: frames of a file, a folder or a camera in, detections and an MP4 out.
+
+``sources`` gives frames by number from any of these, ``detector`` detects in them as they come,
+``writers`` writes what is drawn and what was detected.
+"""
+
+from clab_d2.video.detector import VideoDetector, class_names
+from clab_d2.video.sources import (
+    CameraSource,
+    FileSource,
+    FolderSource,
+    SequenceSource,
+    VideoSource,
+    open_video,
+)
+from clab_d2.video.writers import DetectionWriter, FrameFolderWriter, VideoWriter, open_writer
+
+__all__ = [
+    "CameraSource",
+    "DetectionWriter",
+    "FileSource",
+    "FolderSource",
+    "FrameFolderWriter",
+    "SequenceSource",
+    "VideoDetector",
+    "VideoSource",
+    "VideoWriter",
+    "class_names",
+    "open_video",
+    "open_writer",
+]

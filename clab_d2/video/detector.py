@@ -1,0 +1,274 @@
+"""Detection in a video, frame by frame, with what its other frames show."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import nn
+
+from clab_d2.data.catalog import register_datasets_from_config
+from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
+from clab_d2.data.frames import ClipAugmentation
+from clab_d2.data.prefetch import Background
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.video.sources import SequenceSource, VideoSource, open_video
+
+logger = logging.getLogger(__name__)
+
+# The model tells videos apart by these; unique, as several detectors may share a model.
+_video_ids = itertools.count(1)
+
+
+class VideoDetector:
+    """Detects objects in a video, frame by frame, with what the rest of the video shows.
+
+    The clips given to the model are those of the evaluation path (same reference frames, same
+    resizing), so that detections are the same too.
+
+    Args:
+        cfg: the model's config; ``TEST.REFERENCES`` chooses the reference frames, ``INPUT`` the
+            size at which frames go through the model.
+        model: a model to use; None builds the config's and loads ``MODEL.WEIGHTS``.
+
+    Attributes:
+        unreadable_frames: numbers of the damaged frames met in the video detected last.
+
+    Raises:
+        ConfigError: if there is neither a model nor ``MODEL.WEIGHTS``.
+        DataError: if the weights cannot be loaded.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module | None = None) -> None:
+        self.cfg = cfg.clone()
+        self.model = _load_model(self.cfg) if model is None else model
+        self.model.eval()
+        self.unreadable_frames: list[int] = []
+        self._sampling = ReferenceSampling.from_config(self.cfg, is_train=False)
+        self._transform = ClipAugmentation.from_config(self.cfg, is_train=False).sample()
+        self._pins_memory = any(parameter.is_cuda for parameter in self.model.parameters())
+        self._run = 0
+
+    def detect(
+        self,
+        source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
+        online: bool = False,
+    ) -> Iterator[tuple[np.ndarray, Instances]]:
+        """Detect in a video file, a folder, a camera, or frames that a program holds.
+
+        A stream is read frame by frame as its turn comes, so that it may be endless. In all
+        else, a thread reads and resizes the next frames while the model has the current ones; it
+        ends with the generator. What is held is bounded by the reach of the reference frames, not
+        by the video's length.
+
+        A damaged frame keeps its place in time: the last good frame is given again (black before
+        the first), with no detections, and its number goes to ``unreadable_frames``.
+
+        Args:
+            source: what :func:`open_video` takes, a source (left open at the end), or RGB uint8
+                arrays (H, W, 3): a sequence, or an iterable as a stream.
+            online: use frames of the past only, as a live stream must. Streams always do:
+                ``TEST.REFERENCES.NUM`` of them, ``STRIDE`` apart, whatever ``SAMPLING`` says.
+
+        Yields:
+            ``(frame, instances)`` in order, none left out: the frame as read, RGB uint8
+            (H, W, 3), and its detections on the CPU: ``pred_boxes`` in the frame's pixels,
+            ``scores``, ``pred_classes``.
+
+        Raises:
+            DataError: if the source cannot be opened.
+            RuntimeError: if another ``detect`` of this detector has begun meanwhile.
+        """
+        if isinstance(source, str | int | os.PathLike):
+            with open_video(source) as opened:
+                yield from self._detect(opened, online)
+        elif isinstance(source, VideoSource):
+            yield from self._detect(source, online)
+        else:
+            yield from self._detect(SequenceSource(source), online)
+
+    def _detect(self, source: VideoSource, online: bool) -> Iterator[tuple[np.ndarray, Instances]]:
+        run = self._run = next(_video_ids)
+        self.unreadable_frames = []
+        sampling = self._sampling
+        if sampling.method != "none" and (online or source.num_frames is None):
+            sampling = dataclasses.replace(sampling, method="causal")
+        # Causal references lie behind, adaptive ones anywhere: these are read by their number.
+        reach = sampling.num // 2 + 1 if sampling.method == "fixed" else 0
+        frames = _Frames(source, reach * sampling.stride, self.unreadable_frames)
+        clips = self._clips(sampling, frames, run)
+        if source.num_frames is None:
+            # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
+            batch_size = 1
+        else:
+            batch_size = self.cfg.TEST.KEY_FRAMES_PER_BATCH
+            clips = Background(clips, ahead=batch_size + 1)
+        with contextlib.closing(clips):
+            while batch := list(itertools.islice(clips, batch_size)):
+                if run != self._run:
+                    raise RuntimeError("a VideoDetector can detect in one video at a time")
+                with torch.no_grad():
+                    outputs = self.model([clip for _, clip in batch])
+                instances = [output["instances"].to("cpu") for output in outputs]
+                shown = [image for image, _ in batch]
+                del batch
+                yield from zip(shown, instances, strict=True)
+        self.unreadable_frames.sort()
+        if self.unreadable_frames:
+            logger.warning(
+                "%s: %d of %d frames are damaged; detection went on without them",
+                source.name,
+                len(self.unreadable_frames),
+                frames.ended_at,
+            )
+
+    def _clips(
+        self, sampling: ReferenceSampling, frames: _Frames, video_id: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Each frame as it is shown, and the clip that the model takes for it."""
+        images = ClipImages(sampling)
+        last_good: np.ndarray | None = None
+        for key in itertools.count():
+            image = frames.get(key)
+            if frames.ended_at is not None and key >= frames.ended_at:
+                return
+            if image is None and last_good is None:
+                source = frames.source
+                last_good = np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
+            last_good = image if image is not None else last_good
+            clip = self._clip(sampling, frames, key, image)
+            clip["height"], clip["width"] = last_good.shape[:2]
+            clip["video_id"] = video_id
+            frames.forget_before(key + 1)
+            yield last_good, images.complete(clip)
+
+    def _clip(
+        self, sampling: ReferenceSampling, frames: _Frames, key: int, image: np.ndarray | None
+    ) -> dict[str, Any]:
+        """What the model takes for one key frame, but for its size and video.
+
+        The images of ``given_before`` are left to :class:`ClipImages`, so that each frame is
+        resized once.
+        """
+        # A stream's length is unknown, but its references lie in the past.
+        num_frames = frames.source.num_frames or key + 1
+        window = sampling.frames(num_frames, key)
+        entering = sampling.frames_to_read(num_frames, key, window)
+        given_before = [i for i in (key, *entering) if sampling.given_before(num_frames, key, i)]
+        return {
+            "image": None if key in given_before else self._tensor(image),
+            "dataset_name": "video",
+            "frame_id": key,
+            "image_id": key,
+            "file_name": f"{frames.source.name}#{key}",
+            "reference_frame_ids": window,
+            "reference_images": {
+                i: self._tensor(frames.get(i)) for i in entering if i not in given_before
+            },
+            "given_before": given_before,
+        }
+
+    def _tensor(self, image: np.ndarray | None) -> torch.Tensor | None:
+        """Resize a frame as the evaluation path does: uint8 (3, H', W')."""
+        if image is None:
+            return None
+        if self.cfg.INPUT.FORMAT == "BGR":
+            image = image[:, :, ::-1]
+        resized = self._transform.for_size(*image.shape[:2]).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return tensor.pin_memory() if self._pins_memory else tensor
+
+
+class _Frames:
+    """Frames of a source for a reader that walks forwards and looks ahead.
+
+    A frame up to ``reach`` ahead is read along with all before it, and these are held until
+    :meth:`forget_before` lets them go, so that each is decoded once. One let go, or farther ahead,
+    is read by its number and not held.
+    """
+
+    def __init__(self, source: VideoSource, reach: int, unreadable: list[int]) -> None:
+        self.source = source
+        self._reach = reach
+        self._unreadable = unreadable
+        self._held: dict[int, np.ndarray | None] = {}
+        self._next = 0
+        self.ended_at: int | None = source.num_frames
+
+    def get(self, index: int) -> np.ndarray | None:
+        """Frame ``index``; None if it is damaged, or past the end (see ``ended_at``)."""
+        if index not in self._held:
+            if not self._next <= index <= self._next + self._reach:
+                return self._read(index)
+            for i in range(self._next, index + 1):
+                self._held[i] = self._read(i)
+            self._next = index + 1
+        return self._held[index]
+
+    def forget_before(self, index: int) -> None:
+        """Let go of the frames before ``index``."""
+        for held in [i for i in self._held if i < index]:
+            del self._held[held]
+
+    def _read(self, index: int) -> np.ndarray | None:
+        if self.ended_at is not None and index >= self.ended_at:
+            return None
+        try:
+            return self.source.read(index)
+        except IndexError:
+            self.ended_at = index
+        except DataError as error:
+            if index not in self._unreadable:
+                self._unreadable.append(index)
+                logger.warning("left out: %s", error)
+        return None
+
+
+def _load_model(cfg: CfgNode) -> nn.Module:
+    from clab_d2.engine.checkpointer import VIDCheckpointer
+    from clab_d2.modeling import prepare_for_inference  # registers the models, too
+
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            "MODEL.WEIGHTS is empty: name the trained weights, e.g. --opts MODEL.WEIGHTS "
+            "output/model_final.pth"
+        )
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, but there is no GPU: on CPU", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    VIDCheckpointer(model, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
+    return prepare_for_inference(model, cfg)
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """Names of the classes a config's model detects, as far as they can be known.
+
+    They come from its datasets (those for evaluation first); a dataset that is not there, or has
+    another number of classes, is passed over, and classes without a name are called by number.
+
+    Returns:
+        ``MODEL.ROI_HEADS.NUM_CLASSES`` names.
+    """
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    try:
+        register_datasets_from_config(cfg)
+    except (DataError, OSError) as error:
+        logger.warning("class names unknown: %s", error)
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        known = dataset in MetadataCatalog.list()  # asking for another would make it
+        names = MetadataCatalog.get(dataset).get("thing_classes") if known else None
+        if names and len(names) == count:
+            return list(names)
+    return [f"class {index}" for index in range(count)]

@@ -1,0 +1,220 @@
+"""Frames in: a video file, a folder, a camera, or arrays that a program holds, by number.
+
+:func:`open_video` tells from a name which of these it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from clab_d2.data.frame_files import natural_key
+from clab_d2.data.frames import read_frame
+from clab_d2.data.prefetch import Background
+from clab_d2.data.video_frames import VideoFrameReader
+from clab_d2.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+DEFAULT_FPS = 25.0
+
+
+class VideoSource(ABC):
+    """Frames by number, from 0.
+
+    Attributes:
+        name: what messages call it.
+        num_frames: how many frames there are; None for a stream, whose end shows when it comes.
+        fps: frames per second.
+        height, width: size of the frames in pixels, or None before a stream's first frame.
+    """
+
+    name: str
+    num_frames: int | None = None
+    fps: float = DEFAULT_FPS
+    height: int | None = None
+    width: int | None = None
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Return frame ``index`` as RGB, uint8 (H, W, 3).
+
+        A stream (``num_frames`` None) can only be read in order. While a :class:`VideoDetector`
+        detects in any other, it reads ahead, in a thread.
+
+        Raises:
+            IndexError: past the last frame.
+            DataError: if the frame is damaged; the others may still be read.
+        """
+
+    def close(self) -> None:
+        """Let go of files and devices."""
+        return
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class FileSource(VideoSource):
+    """A video file; see :class:`clab_d2.data.video_frames.VideoFrameReader`.
+
+    Several threads may read, one at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        # Threads of FFmpeg's own: here, unlike in loading for training, one video is decoded.
+        self._reader = VideoFrameReader(path, threads=0)
+        self.num_frames = len(self._reader)
+        self.fps = self._reader.fps
+        self.height, self.width = self._reader.height, self._reader.width
+        self._lock = threading.Lock()
+
+    def read(self, index: int) -> np.ndarray:
+        with self._lock:
+            return self._reader.read(index)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class FolderSource(VideoSource):
+    """A folder of pictures, in natural order (``2.jpg`` before ``10.jpg``)."""
+
+    def __init__(self, path: str | os.PathLike[str], fps: float = DEFAULT_FPS) -> None:
+        self.name = os.fspath(path)
+        self.fps = fps
+        self._files = _pictures_of(Path(path))
+        self.num_frames = len(self._files)
+        for index in range(self.num_frames):
+            try:
+                self.height, self.width = self.read(index).shape[:2]
+                return
+            except DataError:
+                continue
+        raise DataError(f"{self.name}: none of its {self.num_frames} pictures can be read")
+
+    def read(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self._files):
+            raise IndexError(f"{self.name}: no frame {index}; it has {len(self._files)} pictures")
+        return read_frame(str(self._files[index]))
+
+
+class SequenceSource(VideoSource):
+    """Frames that a program holds or makes: RGB uint8 arrays (H, W, 3).
+
+    Args:
+        frames: a sequence (random access, length known) or any iterable (a stream).
+    """
+
+    def __init__(
+        self, frames: Iterable[np.ndarray], fps: float = DEFAULT_FPS, name: str = "frames"
+    ) -> None:
+        self.name = name
+        self.fps = fps
+        self._next = 0
+        self._sequence: Sequence[np.ndarray] | None = None
+        self._stream: Iterator[np.ndarray] = iter(())
+        if isinstance(frames, Sequence) or (isinstance(frames, np.ndarray) and frames.ndim == 4):
+            self._sequence = frames
+            self.num_frames = len(frames)
+            if not self.num_frames:
+                raise DataError(f"{name}: no frames were given")
+            self.height, self.width = frames[0].shape[:2]
+        else:
+            self._stream = iter(frames)
+
+    def read(self, index: int) -> np.ndarray:
+        if self._sequence is not None:
+            if not 0 <= index < len(self._sequence):
+                raise IndexError(f"{self.name}: no frame {index}")
+            return np.asarray(self._sequence[index])
+        if index != self._next:
+            raise RuntimeError(f"{self.name}: a stream gives frame {self._next} now, not {index}")
+        frame = next(self._stream, None)
+        if frame is None:
+            raise IndexError(f"{self.name}: the stream ended after {index} frames")
+        self._next += 1
+        self.height, self.width = frame.shape[:2]
+        return np.asarray(frame)
+
+
+class CameraSource(SequenceSource):
+    """A camera, by number or device file: an endless stream.
+
+    Detection is slower than most cameras, so each read gives the newest frame: a thread takes them
+    in, and those that nobody asked for in time are dropped.
+
+    Raises:
+        DataError: if the camera cannot be opened.
+    """
+
+    def __init__(self, camera: int | str) -> None:
+        index = int(re.sub(r"^/dev/video", "", str(camera)))
+        self._capture = cv2.VideoCapture(index)
+        name = f"camera {index}"
+        if not self._capture.isOpened():
+            raise DataError(f"{name}: cannot be opened; check that it is there and not in use")
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        super().__init__(iter(()), self._capture.get(cv2.CAP_PROP_FPS) or 30.0, name)
+        self._newest: Background[np.ndarray] | None = None
+        self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)) or None
+        self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) or None
+
+    def read(self, index: int) -> np.ndarray:
+        if self._newest is None:
+            self._stream = self._newest = Background(self._frames(), newest=True)
+        return super().read(index)
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                return
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    def close(self) -> None:
+        if self._newest is not None:
+            self._newest.close()
+        self._capture.release()
+
+
+def open_video(source: str | int | os.PathLike[str] | VideoSource) -> VideoSource:
+    """Open a video file, a folder of frames, a picture, or a camera (``0`` or ``/dev/video0``).
+
+    Raises:
+        DataError: if it is missing or is none of these; one line that names it.
+    """
+    if isinstance(source, VideoSource):
+        return source
+    name = os.fspath(source) if not isinstance(source, int) else str(source)
+    path = Path(name)
+    if re.fullmatch(r"\d+|/dev/video\d+", name) and not path.is_dir() and not path.is_file():
+        return CameraSource(name)
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise DataError(f"{name}: no such video, folder or camera; check the path")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return FolderSource(path)
+    return FileSource(path)
+
+
+def _pictures_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    files = [p for p in files if not p.name.startswith(".")]
+    if not files:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{path}: the folder holds no pictures ({kinds})")
+    return sorted(files, key=lambda path: natural_key(path.name))

@@ -1,0 +1,284 @@
+"""Frames and detections out: a video file, a folder of JPEGs, a JSON of detections.
+
+:func:`open_writer` tells from a name how frames are to be written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+
+from clab_d2.errors import DataError
+from clab_d2.io import atomic_write
+from clab_d2.video.sources import DEFAULT_FPS, VideoSource
+
+logger = logging.getLogger(__name__)
+
+
+class VideoWriter:
+    """Writes RGB frames as H.264 in an MP4 that browsers play.
+
+    The size is that of the first frame, rounded up to even numbers (the last row or column is
+    repeated), because 4:2:0 video has no odd sizes; a later frame of another size is scaled into
+    it, with black bars. The file appears under its name only once it is closed; if the ``with``
+    block raises, it does not appear at all.
+
+    Without PyAV, OpenCV writes MPEG-4 part 2, which not every browser plays.
+
+    Args:
+        path: the file to write, ``.mp4``, ``.mov`` or ``.mkv``; its folder is made if missing.
+        fps: frames per second.
+        quality: x264's constant rate factor: 0 is lossless, 18 looks so, 51 is the worst.
+
+    Raises:
+        DataError: if the folder cannot be written to.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], fps: float = DEFAULT_FPS, quality: int = 20
+    ) -> None:
+        self.path = Path(path)
+        self.num_frames = 0
+        self._fps = fps if fps > 0 else DEFAULT_FPS
+        self._quality = quality
+        self._size: tuple[int, int] | None = None
+        self._encoder: _AvEncoder | _OpenCVEncoder | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(
+                prefix=f".{self.path.stem}.", suffix=f".tmp{self.path.suffix}", dir=self.path.parent
+            )
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        os.close(handle)
+        # mkstemp makes private files; the video gets the permissions any new file would.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        self._temporary = Path(temporary)
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame: RGB, uint8 (H, W, 3)."""
+        if self._encoder is None:
+            height, width = frame.shape[:2]
+            self._size = (height + height % 2, width + width % 2)
+            self._encoder = _make_encoder(self._temporary, self._fps, self._size, self._quality)
+        self._encoder.encode(_fit(frame, self._size))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Finish the file and give it its name. Without a frame there is no file."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+            os.replace(self._temporary, self.path)
+        self._temporary.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Stop, and leave no file."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class FrameFolderWriter:
+    """Writes RGB frames as ``000000.jpg``, ``000001.jpg``, ... into a folder, made if missing.
+
+    Raises:
+        DataError: if the folder cannot be made, or holds such frames already: those of two videos
+            would be mixed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], quality: int = 92) -> None:
+        self.path = Path(path)
+        self.num_frames = 0
+        self._quality = quality
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be made a folder ({error.strerror})") from None
+        if any(re.fullmatch(r"\d{6}\.jpg", file.name) for file in self.path.iterdir()):
+            raise DataError(f"{self.path}: holds frames already; name a new folder, or empty it")
+
+    def write(self, frame: np.ndarray) -> None:
+        """Write the next frame: RGB, uint8 (H, W, 3)."""
+        file = self.path / f"{self.num_frames:06d}.jpg"
+        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+        if not cv2.imwrite(str(file), bgr, [cv2.IMWRITE_JPEG_QUALITY, self._quality]):
+            raise DataError(f"{file}: cannot be written; check the folder's rights and free space")
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Nothing is left to do: each frame is a whole file already."""
+
+    def __enter__(self) -> FrameFolderWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class DetectionWriter:
+    """Writes detections as JSON, frame by frame, so that a long video takes no memory::
+
+        {"video": ..., "fps": ..., "class_names": [...], "frames": [
+          {"frame_id": 0, "detections": [
+            {"bbox": [x, y, width, height], "category_id": 3, "category": "bus", "score": 0.9},
+            ...]}, ...]}
+
+    ``bbox`` is in pixels of the frame, ``category_id`` counts from 0. A ``with`` block that raises
+    leaves no file.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], source: VideoSource, names: Sequence[str]
+    ) -> None:
+        self.path = Path(path)
+        self.num_frames = 0
+        self._names = names
+        self._file = atomic_write(self.path)
+        try:
+            self._out = self._file.__enter__()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        header = {"video": source.name, "fps": source.fps, "class_names": list(names)}
+        self._out.write(json.dumps(header)[:-1] + ', "frames": [')
+
+    def write(self, instances: Instances) -> None:
+        """Append a frame's detections: ``pred_boxes``, ``scores`` and ``pred_classes``."""
+        boxes = instances.pred_boxes.tensor.tolist()
+        rows = zip(boxes, instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
+        detections = [
+            {
+                "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+                "category_id": index,
+                "category": self._names[index],
+                "score": round(score, 5),
+            }
+            for (x1, y1, x2, y2), index, score in rows
+        ]
+        separator = ",\n" if self.num_frames else "\n"
+        frame = {"frame_id": self.num_frames, "detections": detections}
+        self._out.write(separator + json.dumps(frame))
+        self.num_frames += 1
+
+    def __enter__(self) -> DetectionWriter:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if exc[0] is None:
+            self._out.write("\n]}\n")
+        self._file.__exit__(*exc)
+
+
+def open_writer(
+    path: str | os.PathLike[str], fps: float = DEFAULT_FPS
+) -> VideoWriter | FrameFolderWriter:
+    """A writer for a name: ``.mp4``, ``.mov``, ``.mkv`` give a video, no suffix a folder of JPEGs.
+
+    Raises:
+        DataError: for any other suffix, or where nothing can be written.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.suffix:
+        return FrameFolderWriter(path)
+    if path.suffix.lower() not in {".mp4", ".mov", ".mkv", ".m4v"}:
+        raise DataError(f"{path}: cannot write {path.suffix}; name it .mp4, or a folder for JPEGs")
+    return VideoWriter(path, fps)
+
+
+def _fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a frame to ``size`` (height, width): pad by one pixel, or scale between black bars."""
+    height, width = frame.shape[:2]
+    below, beside = size[0] - height, size[1] - width
+    if (below, beside) == (0, 0):
+        return frame
+    if 0 <= below <= 1 and 0 <= beside <= 1:
+        return np.pad(frame, ((0, below), (0, beside), (0, 0)), mode="edge")
+    scale = min(size[0] / height, size[1] / width)
+    new = (max(1, round(height * scale)), max(1, round(width * scale)))
+    inner = cv2.resize(frame, new[::-1], interpolation=cv2.INTER_AREA if scale < 1 else None)
+    canvas = np.zeros((*size, 3), np.uint8)
+    top, left = (size[0] - new[0]) // 2, (size[1] - new[1]) // 2
+    canvas[top : top + new[0], left : left + new[1]] = inner
+    return canvas
+
+
+class _AvEncoder:
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], quality: int) -> None:
+        import av
+
+        # The index of the file goes to its front, so that a browser plays it while loading.
+        self._container = av.open(str(path), "w", options={"movflags": "+faststart"})
+        rate = Fraction(fps).limit_denominator(1001)
+        self._stream = self._container.add_stream("libx264", rate=rate)
+        self._stream.height, self._stream.width = size
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": str(quality), "preset": "veryfast"}
+        # Say which colours these are; untagged files come out differently from player to player.
+        context = self._stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        context.color_range = 1  # 16..235, what every player expects
+
+    def encode(self, frame: np.ndarray) -> None:
+        import av
+
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+class _OpenCVEncoder:
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        code = cv2.VideoWriter_fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter(str(path), code, fps, size[::-1])
+        if not self._writer.isOpened():
+            raise DataError(f"{path}: OpenCV cannot write this video; pip install av")
+
+    def encode(self, frame: np.ndarray) -> None:
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        self._writer.release()
+
+
+def _make_encoder(
+    path: Path, fps: float, size: tuple[int, int], quality: int
+) -> _AvEncoder | _OpenCVEncoder:
+    try:
+        import av
+
+        av.Codec("libx264", "w")
+    except (ImportError, ValueError) as error:  # av's UnknownCodecError is a ValueError
+        logger.warning(
+            "PyAV with x264 is missing (%s): OpenCV writes MPEG-4 part 2, which browsers may not "
+            "play; pip install av",
+            error,
+        )
+        return _OpenCVEncoder(path, fps, size)
+    return _AvEncoder(path, fps, size, quality)
