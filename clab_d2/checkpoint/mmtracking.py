@@ -1,7 +1,8 @@
 """Detectors of MMTracking 0.x, MMDetection 2.x and the CLAB release -> our names and orders.
 
 Names alone would load and yet detect nothing right: the RPN's channels stand in another order, and
-the classes may. Facts: METHOD's checkpoint section; MMDetection's anchor generator and ours.
+the classes may. Sources: docs/method.md, 'Weights of other projects'; the anchor generators of
+MMDetection and Detectron2.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ def training_references(
 ) -> list[int]:
     """Draw a training clip's reference frames, half of them from each side of the key frame.
 
-    METHOD (CLAB's training set-up): with ``num_refs`` 2 and ``frame_range`` 9, one frame at random
-    from the 9 before the key frame and one from the 9 after it; at a video's end the one reference
-    found is used twice; a video of one frame has its key frame stand in.
+    CLAB's training (docs/method.md, 'Reference frames'): with ``num_refs`` 2 and ``frame_range`` 9,
+    one frame at random from the 9 before the key frame and one from the 9 after it; at a video's
+    end the one reference found is used twice; a video of one frame has its key frame stand in.
 
     Args:
         num_frames: length of the video.
@@ -49,9 +49,10 @@ def training_references(
 def adaptive_references(num_frames: int, n: int) -> list[int]:
     """Spread ``n`` references evenly over a whole video ("adaptive stride").
 
-    METHOD: reference i is frame ``round(i * (num_frames - 1) / (n - 1))``, with Python's rounding
-    (half to even), so that a video shorter than ``n`` repeats frames. The same references serve
-    every key frame of the video. With ``n`` 1, for which that is undefined, the middle frame.
+    Reference i is frame ``round(i * (num_frames - 1) / (n - 1))``, with Python's rounding (half to
+    even; docs/method.md, 'Reference frames'), so that a video shorter than ``n`` repeats frames.
+    The same references serve every key frame of the video. With ``n`` 1, for which that is
+    undefined, the middle frame.
     """
     if num_frames < 1 or n < 1:
         raise ValueError(f"need num_frames >= 1 and n >= 1, got {num_frames} and {n}")

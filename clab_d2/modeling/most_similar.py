@@ -1,10 +1,11 @@
 """For each RoI bin, the positions of a reference feature map that are most similar to it.
 
-The plain way multiplies every bin with every reference position (METHOD: 270 G multiply-adds a key
-frame). RoIAlign is linear in the feature map, so a bin's products with all reference positions are
-the RoIAlign of the key map's correlation with them: one smaller matrix product, then a weighted sum
-of a few of its rows for each bin. Correlation and search go tile by tile over the reference
-positions, so no similarity matrix longer than one tile exists.
+The plain way multiplies every bin with every reference position: 270 G multiply-adds a key frame
+(docs/method.md, 'Where the time goes', b). RoIAlign is linear in the feature map, so a bin's
+products with all reference positions are the RoIAlign of the key map's correlation with them: one
+smaller matrix product, then a weighted sum of a few of its rows for each bin. Correlation and
+search go tile by tile over the reference positions, so no similarity matrix longer than one tile
+exists.
 """
 
 from __future__ import annotations

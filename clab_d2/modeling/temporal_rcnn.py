@@ -146,7 +146,8 @@ class TemporalRCNN(nn.Module):
     # ---------------------------------------------------------------- shared by both
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageList:
-        """Normalise, then zero-pad to the backbone's divisibility, in this order (METHOD)."""
+        """Normalise, then zero-pad to the backbone's divisibility, in this order
+        (docs/method.md, 'The detector')."""
         normalised = [
             (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for image in images

@@ -175,7 +175,7 @@ class TemporalRoIAlign(nn.Module):
         The embedding of a reference is needed only for its dot product with the own embedding e0,
         and the 3x3 conv W is linear, so with u[d, h] = W[d, h]^T e0[h] for each of its 9 offsets d
         and each head h, the product at a bin is the sum over d of u[d, h] . M(bin + d) plus
-        e0[h] . bias (METHOD, "Where the time goes", fact c).
+        e0[h] . bias (docs/method.md, 'Where the time goes', c).
 
         Args: as :meth:`_aggregate_with_gradients`, and
             table: (P, C) all maps, one after the other.

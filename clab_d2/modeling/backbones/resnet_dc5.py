@@ -101,8 +101,8 @@ def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SingleSca
 class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that normalises with its running statistics in training too.
 
-    Weight and bias are trained; mean and variance are what was loaded (METHOD: "running statistics
-    frozen everywhere, while weight and bias train").
+    Weight and bias are trained; mean and variance are what was loaded, as in the release
+    (docs/method.md, 'The detector').
     """
 
     def train(self, mode: bool = True) -> FixedStatisticsBatchNorm2d:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure how far our modules are from the official release on the golden files.
 
-    python docs/measure_parity.py
+    python docs/scripts/measure_parity.py
 
 Prints rows of the table in docs/parity.md. It needs no GPU and takes seconds; files of over 1 MB
 are looked for in ../shared/golden, and left out where that is absent.
@@ -30,7 +30,7 @@ from clab_d2.modeling.aggregation.selsa import SELSABlock, SELSABoxHead
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch, contrastive_weight
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
 # Our names of the release's layers
 SELSA = {"fc_embed": "query", "ref_fc_embed": "key", "ref_fc": "value", "fc": "output"}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw docs/architecture.png: training with the contrastive branch, inference without it.
 
-python docs/draw_architecture.py
+python docs/scripts/draw_architecture.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-OUTPUT = Path(__file__).resolve().parent / "architecture.png"
+OUTPUT = Path(__file__).resolve().parent.parent / "architecture.png"
 
 INK, GREY = "#24292f", "#57606a"
 FRAME, DETECTOR, TEMPORAL = "#eef1f4", "#dbe9fb", "#d7f0dc"

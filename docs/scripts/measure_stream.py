@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Show that a long video takes no more memory and no more time a frame than a short one.
 
-    python docs/measure_stream.py [--frames 10000]
+    python docs/scripts/measure_stream.py [--frames 10000]
 
 Detects in a made-up video with random weights, once for each way of choosing reference frames;
 prints a Markdown table of resident memory and of frames per second over the stretch before.
@@ -23,7 +23,7 @@ from clab_d2.benchmark import resident_bytes
 from clab_d2.engine import load_config
 from clab_d2.video import SequenceSource, VideoDetector
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quick_schedules/clab_quick.yaml"
 MARKS = 10
 
