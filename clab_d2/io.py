@@ -1,4 +1,8 @@
-"""Files that are either whole or not there at all."""
+"""Files that are either whole or not there at all.
+
+:func:`atomic_write` gives an open file, :func:`atomic_path` a path for a library that opens the
+file itself, and :class:`PendingFile` is for a writer that lives longer than one block.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,73 @@ from pathlib import Path
 from typing import IO, Any
 
 
+class PendingFile:
+    """A file that is written under another name until it is complete.
+
+    That name, :attr:`temporary`, lies beside the file's own (on the same file system, so that the
+    final rename is atomic) and begins with a dot. An empty file is made there at once: a folder
+    that is missing is made, and one that cannot be written to is told before any work is done.
+
+    Args:
+        path: where the complete file is to be.
+        suffix: what the temporary name ends with, where a library tells the format by it
+            (``".mp4"``).
+
+    Raises:
+        OSError: if no file can be made there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], suffix: str = "") -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(
+            tempfile.mktemp(f".tmp{suffix}", prefix=f".{self.path.name}.", dir=self.path.parent)
+        )
+        # Made by open() rather than by mkstemp, so that the file gets the user's own umask.
+        with open(self.temporary, "xb"):
+            pass
+
+    def commit(self) -> None:
+        """Give the file, closed by now and complete, its own name in place of what is there."""
+        try:
+            with open(self.temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self.temporary, self.path)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leave what is under the file's own name as it was. After :meth:`commit`, nothing."""
+        self.temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], suffix: str = "") -> Iterator[Path]:
+    """A path to write a file to, which appears under ``path`` only once it is complete.
+
+    If the block raises, or the process dies, ``path`` is left as it was. Where Python writes the
+    file, :func:`atomic_write` is shorter.
+
+    Args:
+        path: the file to write; its folder is made if missing.
+        suffix: what the yielded path ends with, where a library tells the format by it.
+
+    Yields:
+        The path of an empty file to write over.
+    """
+    pending = PendingFile(path, suffix)
+    try:
+        yield pending.temporary
+        pending.commit()
+    finally:
+        pending.discard()
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that appears under ``path`` only once it is complete.
 
-    The data goes to a temporary file beside ``path`` (same file system, so that the final rename
-    is atomic); if the block raises, or the process dies, ``path`` is left as it was.
+    If the block raises, or the process dies, ``path`` is left as it was.
 
     Args:
         path: the file to write; its folder is made if missing.
@@ -25,19 +90,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     Yields:
         The open temporary file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
-    # Created by open() rather than by mkstemp, so that the file gets the user's own umask.
-    temporary = Path(tempfile.mktemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        with open(temporary, mode.replace("w", "x"), encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as file:
+        yield file
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
-from clab_d2.io import atomic_write, write_json
+from clab_d2.io import PendingFile, atomic_path, atomic_write, write_json
 
 
 @pytest.mark.parametrize("old", [None, "old"])
@@ -61,3 +63,44 @@ def test_bytes_and_permissions(tmp_path: Path) -> None:
         os.umask(umask)
     assert path.read_bytes() == b"\x00\xff"
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_library_that_opens_the_file_itself(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.png"
+    with pytest.raises(KeyboardInterrupt), atomic_path(path, ".png") as temporary:
+        cv2.imwrite(str(temporary), np.zeros((2, 3, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+    with atomic_path(path, ".png") as temporary:
+        assert temporary.parent == path.parent
+        assert temporary.name.startswith(".a.png.") and temporary.suffix == ".png"
+        cv2.imwrite(str(temporary), np.zeros((2, 3, 3), np.uint8))
+        assert not path.exists()
+    assert cv2.imread(str(path)).shape == (2, 3, 3)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_pending_file_is_committed_or_discarded(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content, ends in (("first", True), ("second", False), ("third", True)):
+        pending = PendingFile(path)
+        pending.temporary.write_text(content)
+        if ends:
+            pending.commit()
+        pending.discard()
+        pending.discard()
+        assert path.read_text() == ("third" if content == "third" else "first")
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_a_folder_has_already(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "a") as file:
+        file.write("text")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_where_nothing_can_be_written_it_shows_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        PendingFile(tmp_path / "file" / "a")

@@ -28,6 +28,7 @@ from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
     DetectionWriter,
+    FrameWriter,
     VideoDetector,
     VideoSource,
     class_names,
@@ -107,7 +108,7 @@ def detect(
     args: argparse.Namespace,
     cfg: CfgNode,
     source: VideoSource,
-    writer: object,
+    writer: FrameWriter,
     detections: DetectionWriter | None,
     names: Sequence[str],
 ) -> tuple[bool, int]:

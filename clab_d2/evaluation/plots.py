@@ -11,6 +11,7 @@ import numpy as np
 
 from clab_d2.evaluation.comparison import RECALLS, Comparison
 from clab_d2.evaluation.metrics import VID_NAMES
+from clab_d2.io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,6 @@ def draw_all(comparison: Comparison, folder: str | os.PathLike[str], num_worst: 
         The files.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "precision_recall": precision_recall_figure(comparison),
         "ap_by_motion": motion_figure(comparison),
@@ -40,7 +40,8 @@ def draw_all(comparison: Comparison, folder: str | os.PathLike[str], num_worst: 
     files = []
     for name, figure in figures.items():
         files.append(folder / f"{name}.png")
-        figure.savefig(files[-1], dpi=120)
+        with atomic_write(files[-1], "wb") as file:
+            figure.savefig(file, dpi=120, format="png")
     return files
 
 

@@ -13,7 +13,13 @@ from clab_d2.video.sources import (
     VideoSource,
     open_video,
 )
-from clab_d2.video.writers import DetectionWriter, FrameFolderWriter, VideoWriter, open_writer
+from clab_d2.video.writers import (
+    DetectionWriter,
+    FrameFolderWriter,
+    FrameWriter,
+    VideoWriter,
+    open_writer,
+)
 
 __all__ = [
     "CameraSource",
@@ -21,6 +27,7 @@ __all__ = [
     "FileSource",
     "FolderSource",
     "FrameFolderWriter",
+    "FrameWriter",
     "SequenceSource",
     "VideoDetector",
     "VideoSource",

@@ -5,28 +5,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.structures import Instances
 
 from clab_d2.errors import DataError
-from clab_d2.io import atomic_write
+from clab_d2.io import PendingFile
 from clab_d2.video.sources import DEFAULT_FPS, VideoSource
 
 logger = logging.getLogger(__name__)
 
 
-class VideoWriter:
+class FrameWriter(ABC):
+    """Writes the frames of one video, in a ``with`` block.
+
+    Attributes:
+        path: what is written.
+        num_frames: how many frames have been.
+    """
+
+    path: Path
+    num_frames: int = 0
+
+    @abstractmethod
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame: RGB, uint8 (H, W, 3).
+
+        Raises:
+            DataError: if it cannot be written, as on a full disk.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what is written."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Stop, after an error."""
+
+    def __enter__(self) -> FrameWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class VideoWriter(FrameWriter):
     """Writes RGB frames as H.264 in an MP4 that browsers play.
 
     The size is that of the first frame, rounded up to even numbers (the last row or column is
@@ -49,61 +87,52 @@ class VideoWriter:
         self, path: str | os.PathLike[str], fps: float = DEFAULT_FPS, quality: int = 20
     ) -> None:
         self.path = Path(path)
-        self.num_frames = 0
         self._fps = fps if fps > 0 else DEFAULT_FPS
         self._quality = quality
         self._size: tuple[int, int] | None = None
         self._encoder: _AvEncoder | _OpenCVEncoder | None = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(
-                prefix=f".{self.path.stem}.", suffix=f".tmp{self.path.suffix}", dir=self.path.parent
-            )
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
-        os.close(handle)
-        # mkstemp makes private files; the video gets the permissions any new file would.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        self._temporary = Path(temporary)
+        with _failing_as_data_error(self.path):
+            # FFmpeg and OpenCV tell the format by the suffix.
+            self._file = PendingFile(self.path, self.path.suffix)
 
     def write(self, frame: np.ndarray) -> None:
         """Append a frame: RGB, uint8 (H, W, 3)."""
-        if self._encoder is None:
-            height, width = frame.shape[:2]
-            self._size = (height + height % 2, width + width % 2)
-            self._encoder = _make_encoder(self._temporary, self._fps, self._size, self._quality)
-        self._encoder.encode(_fit(frame, self._size))
+        with _failing_as_data_error(self.path):
+            if self._encoder is None:
+                height, width = frame.shape[:2]
+                self._size = (height + height % 2, width + width % 2)
+                path = self._file.temporary
+                self._encoder = _make_encoder(path, self._fps, self._size, self._quality)
+            self._encoder.encode(_fit(frame, self._size))
         self.num_frames += 1
 
     def close(self) -> None:
         """Finish the file and give it its name. Without a frame there is no file."""
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
-            os.replace(self._temporary, self.path)
-        self._temporary.unlink(missing_ok=True)
+        encoder, self._encoder = self._encoder, None
+        try:
+            if encoder is not None:
+                with _failing_as_data_error(self.path):
+                    encoder.close()
+                    self._file.commit()
+        finally:
+            self._file.discard()
 
     def discard(self) -> None:
         """Stop, and leave no file."""
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+        encoder, self._encoder = self._encoder, None
+        try:
+            if encoder is not None:
+                # Whatever it could not write is not wanted any more.
+                with contextlib.suppress(DataError, OSError):
+                    encoder.close()
+        finally:
+            self._file.discard()
 
 
-class FrameFolderWriter:
+class FrameFolderWriter(FrameWriter):
     """Writes RGB frames as ``000000.jpg``, ``000001.jpg``, ... into a folder, made if missing.
+
+    Each is a whole file at once: what was written before an error stays.
 
     Raises:
         DataError: if the folder cannot be made, or holds such frames already: those of two videos
@@ -112,7 +141,6 @@ class FrameFolderWriter:
 
     def __init__(self, path: str | os.PathLike[str], quality: int = 92) -> None:
         self.path = Path(path)
-        self.num_frames = 0
         self._quality = quality
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -130,13 +158,10 @@ class FrameFolderWriter:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Nothing is left to do: each frame is a whole file already."""
+        """Nothing is left to do."""
 
-    def __enter__(self) -> FrameFolderWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def discard(self) -> None:
+        """Nothing is taken back."""
 
 
 class DetectionWriter:
@@ -157,11 +182,9 @@ class DetectionWriter:
         self.path = Path(path)
         self.num_frames = 0
         self._names = names
-        self._file = atomic_write(self.path)
-        try:
-            self._out = self._file.__enter__()
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
+        with _failing_as_data_error(self.path):
+            self._file = PendingFile(self.path)
+        self._out = self._file.temporary.open("w", encoding="utf-8")
         header = {"video": source.name, "fps": source.fps, "class_names": list(names)}
         self._out.write(json.dumps(header)[:-1] + ', "frames": [')
 
@@ -180,21 +203,26 @@ class DetectionWriter:
         ]
         separator = ",\n" if self.num_frames else "\n"
         frame = {"frame_id": self.num_frames, "detections": detections}
-        self._out.write(separator + json.dumps(frame))
+        with _failing_as_data_error(self.path):
+            self._out.write(separator + json.dumps(frame))
         self.num_frames += 1
 
     def __enter__(self) -> DetectionWriter:
         return self
 
-    def __exit__(self, *exc: Any) -> None:
-        if exc[0] is None:
-            self._out.write("\n]}\n")
-        self._file.__exit__(*exc)
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            with _failing_as_data_error(self.path):
+                with self._out:
+                    if kind is None:
+                        self._out.write("\n]}\n")
+                if kind is None:
+                    self._file.commit()
+        finally:
+            self._file.discard()
 
 
-def open_writer(
-    path: str | os.PathLike[str], fps: float = DEFAULT_FPS
-) -> VideoWriter | FrameFolderWriter:
+def open_writer(path: str | os.PathLike[str], fps: float = DEFAULT_FPS) -> FrameWriter:
     """A writer for a name: ``.mp4``, ``.mov``, ``.mkv`` give a video, no suffix a folder of JPEGs.
 
     Raises:
@@ -206,6 +234,14 @@ def open_writer(
     if path.suffix.lower() not in {".mp4", ".mov", ".mkv", ".m4v"}:
         raise DataError(f"{path}: cannot write {path.suffix}; name it .mp4, or a folder for JPEGs")
     return VideoWriter(path, fps)
+
+
+@contextlib.contextmanager
+def _failing_as_data_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # PyAV's are among them
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -255,6 +291,7 @@ class _AvEncoder:
 
 class _OpenCVEncoder:
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        self._path = path
         code = cv2.VideoWriter_fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(str(path), code, fps, size[::-1])
         if not self._writer.isOpened():
@@ -265,6 +302,12 @@ class _OpenCVEncoder:
 
     def close(self) -> None:
         self._writer.release()
+        # OpenCV says nothing of a write that failed; an MP4 then lacks the index at its end.
+        played = cv2.VideoCapture(str(self._path))
+        whole = played.isOpened()
+        played.release()
+        if not whole:
+            raise OSError(errno.EIO, "OpenCV left it unfinished; check the free space")
 
 
 def _make_encoder(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -69,6 +73,57 @@ def test_a_failed_video_leaves_nothing(tmp_path: Path) -> None:
         pass  # no frame, no file
     assert path.read_bytes() == b"the video before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond ``size`` bytes; a write beyond fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("has_pyav", [True, False])
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
+    has_pyav: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_pyav:
+        monkeypatch.setitem(sys.modules, "av", None)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"the video before")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+    told = pytest.raises(DataError, match=r"a\.mp4: cannot be written")
+    with told as error, full_disk(2000), VideoWriter(path) as writer:
+        for frame in noise:
+            writer.write(frame)
+    assert "\n" not in str(error.value)
+    with pytest.raises(KeyError), full_disk(2000), VideoWriter(path) as writer:
+        for frame in noise:
+            writer.write(frame)
+        raise KeyError("not hidden by what the encoder says")
+    source = SequenceSource([grey(0)])
+    found = Instances((24, 32), pred_boxes=Boxes(torch.ones(50, 4)))
+    found.scores, found.pred_classes = torch.ones(50), torch.zeros(50, dtype=torch.long)
+    detections = DetectionWriter(tmp_path / "d.json", source, ["cat"])
+    told = pytest.raises(DataError, match=r"d\.json: cannot be written")
+    with told, full_disk(2000), detections:
+        for _ in range(20):
+            detections.write(found)
+    assert path.read_bytes() == b"the video before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_video_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        with VideoWriter(tmp_path / "a.mp4") as writer:
+            writer.write(grey(1))
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a.mp4").stat().st_mode & 0o777 == 0o640
 
 
 def test_without_pyav_opencv_writes(tmp_path: Path, monkeypatch, caplog) -> None:
