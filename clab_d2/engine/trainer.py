@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicWriter
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,16 +56,29 @@ class Trainer(DefaultTrainer):
             ConfigError, DataError: a dataset can't be used, those of the evaluation included, so
                 that this shows before the first iteration and not after the last.
         """
+        # Not DefaultTrainer's constructor, whose parts can't be chosen: here the model comes first
+        # and says what its loader must give, and processes on the CPU get no device ids.
+        TrainerBase.__init__(self)
         self.check_test_data(cfg)
-        # DefaultTrainer calls its own version of this, which then finds nothing left to scale.
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        with _ddp_for_device(cfg.MODEL.DEVICE):
-            super().__init__(cfg)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.max_iter = cfg.SOLVER.MAX_ITER
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg, model)
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(_distributed(model, cfg.MODEL.DEVICE), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = self.build_checkpointer(
+            cfg, self.model, fine_tune=True, trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
 
     # ---------------------------------------------------------------- parts
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
+    def build_train_loader(cls, cfg: CfgNode, model: nn.Module) -> Any:
+        """The endless stream of this process's batches for ``model``."""
         return build_vid_train_loader(cfg)
 
     @classmethod
@@ -69,7 +87,8 @@ class Trainer(DefaultTrainer):
         check_files(cfg.DATASETS.TEST)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, model: nn.Module) -> Any:
+        """This process's share of a dataset's frames, for ``model``."""
         return build_vid_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -95,19 +114,40 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[HookBase]:
-        # The hooks take self.checkpointer over, so this is the place to put ours.
-        self.checkpointer = self.build_checkpointer(
-            self.cfg, self.model, fine_tune=True, trainer=weakref.proxy(self)
-        )
-        hooks = [hook for hook in super().build_hooks() if hook is not None]
-        for hook in hooks:
-            if isinstance(hook, PeriodicWriter):
-                hook._period = self.cfg.SOLVER.LOG_PERIOD
-        # Behind scheduler and checkpointer, so that what is saved is the state after the
-        # iteration; before an evaluation, which would take long to end.
-        at = next(index for index, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        hooks.insert(at, StopOnSignal(self._save_after))
-        return [DataOrder(self.data_loader, self.cfg.SOLVER.IMS_PER_BATCH), *hooks]
+        """The hooks, in the order in which they do their part of an iteration.
+
+        Learning rate and checkpoint come before the stop on a signal, so that what is saved then
+        is the state after the iteration; the evaluation, which may take long, comes behind it; and
+        the writers are last, so that they have its results.
+        """
+        cfg = self.cfg
+        built: list[HookBase] = [
+            DataOrder(self.data_loader, cfg.SOLVER.IMS_PER_BATCH),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+        ]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            built.append(self._build_precise_bn())
+        if comm.is_main_process():
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+        built.append(StopOnSignal(self._save_after))
+        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            built.append(hooks.PeriodicWriter(self.build_writers(), cfg.SOLVER.LOG_PERIOD))
+        return built
+
+    def _build_precise_bn(self) -> HookBase:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader = self.build_train_loader(cfg, _bare(self.model))
+        num_iter = cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter)
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def _save_after(self, iteration: int) -> None:
         name = f"model_{iteration:07d}"
@@ -130,11 +170,13 @@ class Trainer(DefaultTrainer):
             drop_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
     def train(self) -> Any:
-        results = super().train()
+        try:
+            results = super().train()
+        finally:
+            # Ends the loader's workers in order. At exit Python would send them SIGTERM, which
+            # they take for a batch system's (StopOnSignal) and sit out.
+            self._trainer.reset_data_loader(lambda: ())
         collect_bad_frames(self.cfg.DATASETS.TRAIN)
-        # Ends the loader's workers in order. At exit Python would send them SIGTERM, which they
-        # take for a batch system's (StopOnSignal) and sit out.
-        self._trainer._data_loader_iter_obj = None
         return results
 
     @classmethod
@@ -144,13 +186,36 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
+        """Evaluate a model on every dataset of ``DATASETS.TEST``.
+
+        Args:
+            cfg: the config.
+            model: with the weights to evaluate; it stays as it is.
+            evaluators: one for each dataset; by default those of :meth:`build_evaluator`.
+
+        Returns:
+            On the main process the metrics of the one dataset, or of several ones by their names;
+            they are printed, too.
+        """
+        names = list(cfg.DATASETS.TEST)
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(evaluators)} evaluators for {len(names)} datasets")
         _share_buffers(model)
         # A copy, as training may go on; one way of evaluating, so that the figures at a training's
         # end are those that --eval-only gives.
-        model = copy.deepcopy(model.module if isinstance(model, DistributedDataParallel) else model)
-        results = super().test(cfg, prepare_for_inference(model, cfg), evaluators)
-        collect_bad_frames(cfg.DATASETS.TEST)
-        return results
+        model = prepare_for_inference(copy.deepcopy(_bare(model)), cfg)
+        results: dict[str, Any] = {}
+        for number, name in enumerate(names):
+            loader = cls.build_test_loader(cfg, name, model)
+            evaluator = evaluators[number] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        collect_bad_frames(names)
+        return results[names[0]] if len(names) == 1 else results
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
@@ -188,15 +253,17 @@ def _share_buffers(model: nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
-@contextmanager
-def _ddp_for_device(device: str) -> Iterator[None]:
-    """Make DefaultTrainer wrap models on the CPU as PyTorch wants it: with no device ids."""
-    if torch.device(device).type != "cpu":
-        yield
-        return
-    without_ids = functools.partial(create_ddp_model, device_ids=None)
-    with mock.patch("detectron2.engine.defaults.create_ddp_model", without_ids):
-        yield
+def _distributed(model: nn.Module, device: str) -> nn.Module:
+    """The model as one of several processes trains it; as it is where there is but one."""
+    options: dict[str, Any] = {"broadcast_buffers": False}
+    if torch.device(device).type == "cpu":
+        options["device_ids"] = None  # PyTorch refuses any for a model on the CPU
+    return create_ddp_model(model, **options)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without what several processes wrap round it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def drop_metrics_from(path: str, iteration: int) -> None:

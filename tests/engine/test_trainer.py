@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,3 +174,18 @@ def test_unscalable_batch() -> None:
     cfg.SOLVER.IMS_PER_BATCH = 12
     with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH 12"):
         Trainer.auto_scale_workers(cfg, 2)
+
+
+def test_loaders_are_built_for_the_model(cfg: CfgNode) -> None:
+    """So that the model can say what it needs (reference frames)."""
+    given: list[nn.Module] = []
+
+    class Noting(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode, model: nn.Module) -> Any:
+            given.append(model)
+            return super().build_train_loader(cfg, model)
+
+    trainer = Noting(cfg)
+    assert given == [trainer.model]
+    assert isinstance(trainer.model, NotingModel)
