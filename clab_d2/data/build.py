@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.dataset_mapper import ClipImages, VIDDatasetMapper
-from clab_d2.data.prefetch import pins_memory, to_device
+from clab_d2.data.device_loader import pins_memory, to_device
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
 from clab_d2.errors import ConfigError, DataError
 

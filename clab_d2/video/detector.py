@@ -21,7 +21,7 @@ from torch import nn
 from clab_d2.data.catalog import register_datasets_from_config
 from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
 from clab_d2.data.frames import ClipAugmentation
-from clab_d2.data.prefetch import Background
+from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video.sources import SequenceSource, VideoSource, open_video
 
@@ -113,7 +113,7 @@ class VideoDetector:
             batch_size = 1
         else:
             batch_size = self.cfg.TEST.KEY_FRAMES_PER_BATCH
-            clips = Background(clips, ahead=batch_size + 1)
+            clips = Prefetcher(clips, ahead=batch_size + 1)
         with contextlib.closing(clips):
             while batch := list(itertools.islice(clips, batch_size)):
                 if run != self._run:

@@ -17,7 +17,7 @@ import numpy as np
 
 from clab_d2.data.frame_files import natural_key
 from clab_d2.data.frames import read_frame
-from clab_d2.data.prefetch import Background
+from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.data.video_frames import VideoFrameReader
 from clab_d2.errors import DataError
 
@@ -166,13 +166,13 @@ class CameraSource(SequenceSource):
             raise DataError(f"{name}: cannot be opened; check that it is there and not in use")
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         super().__init__(iter(()), self._capture.get(cv2.CAP_PROP_FPS) or 30.0, name)
-        self._newest: Background[np.ndarray] | None = None
+        self._newest: Prefetcher[np.ndarray] | None = None
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)) or None
         self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) or None
 
     def read(self, index: int) -> np.ndarray:
         if self._newest is None:
-            self._stream = self._newest = Background(self._frames(), newest=True)
+            self._stream = self._newest = Prefetcher(self._frames(), newest=True)
         return super().read(index)
 
     def _frames(self) -> Iterator[np.ndarray]:

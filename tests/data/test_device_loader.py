@@ -1,186 +1,39 @@
-"""Items made ahead in a thread: order, bounds, exceptions, and that no thread is left behind."""
+"""Batches copied ahead: in order, all of them, with all that is in them."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.build import AspectRatioGroupedDataset
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.structures import Boxes, Instances
-from hypothesis import given, settings
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
+from hypothesis import given
 from hypothesis import strategies as st
 from made_datasets import MakeDataset
+from package_threads import package_threads, wait_until
 from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from clab_d2.data import build_vid_test_loader, build_vid_train_loader
-from clab_d2.data.prefetch import Background, DeviceLoader, map_tensors, pins_memory, to_device
+from clab_d2.data.device_loader import DeviceLoader, map_tensors, pins_memory, to_device
 from clab_d2.engine.hooks import DataOrder, TrainingStream
 from clab_d2.errors import DataError
 
 MakeCfg = Callable[..., CfgNode]
 
 
-def threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("clab_d2")]
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    assert threads() == []
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-class Numbers:
-    """An endless iterator that notes what it gave, and where and whether it was closed."""
-
-    def __init__(self) -> None:
-        self.given: list[int] = []
-        self.closed_in: str | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        try:
-            for number in itertools.count():
-                self.given.append(number)
-                yield number
-        finally:
-            self.closed_in = threading.current_thread().name
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 30), st.integers(1, 5), st.booleans())
-def test_all_items_in_order(length: int, ahead: int, fails: bool) -> None:
-    def items() -> Iterator[int]:
-        yield from range(length)
-        if fails:
-            raise DataError("frame 7 is gone")
-
-    background = Background(items(), ahead)
-    got, failed = [], False
-    try:
-        for item in background:
-            got.append(item)
-    except DataError as error:
-        failed = str(error) == "frame 7 is gone"
-    assert (got, failed) == (list(range(length)), fails)
-    assert list(background) == [], "the end is the end"
-
-
-def test_items_before_an_exception_come_first() -> None:
-    background = Background(iter([1, 2, 0, 3]), ahead=4)
-    inverse = Background((1 / n for n in background), ahead=4)
-    assert (next(inverse), next(inverse)) == (1, 0.5)
-    with pytest.raises(ZeroDivisionError) as caught:
-        next(inverse)
-    frames = [entry.name for entry in caught.traceback]
-    assert "<genexpr>" in frames, "the traceback shows where it came up"
-    assert list(inverse) == []
-    background.close()
-
-
-def test_no_more_than_asked_for_is_made() -> None:
-    numbers = Numbers()
-    with Background(numbers, ahead=3) as background:
-        wait_until(lambda: len(numbers.given) == 3)
-        for expected in range(20):
-            assert next(background) == expected
-            wait_until(lambda expected=expected: len(numbers.given) == expected + 4)
-        time.sleep(0.05)
-        assert len(numbers.given) == 23
-    assert numbers.closed_in == "clab_d2 prefetch"
-    assert list(background) == []
-
-
-def test_making_goes_on_while_an_item_is_in_use() -> None:
-    """The next item is made although the reader does nothing but hold the one before."""
-    numbers = Numbers()
-    with Background(numbers, ahead=1) as background:
-        assert next(background) == 0
-        wait_until(lambda: numbers.given == [0, 1])
-
-
-@pytest.mark.parametrize("how", ["close", "exception", "let go of", "cycle"])
-def test_the_thread_ends_with_its_reader(how: str) -> None:
-    numbers = Numbers()
-    background = Background(numbers, ahead=2)
-    next(background)
-    assert len(threads()) == 1
-    if how == "close":
-        background.close()
-        background.close()
-    elif how == "exception":
-        with pytest.raises(KeyError), background:
-            raise KeyError
-    elif how == "cycle":
-        background.itself = background
-        del background
-        gc.collect()
-    else:
-        del background
-    assert not threads()
-    assert numbers.closed_in == "clab_d2 prefetch"
-
-
-def test_newest_drops_what_comes_too_late() -> None:
-    lets_go = threading.Semaphore(0)
-    numbers = Numbers()
-
-    def gated() -> Iterator[int]:
-        for number in numbers:
-            lets_go.acquire()
-            if number == 12:
-                return
-            yield number
-
-    with Background(gated(), newest=True) as background:
-        lets_go.release(5)
-        wait_until(lambda: len(numbers.given) == 6)
-        assert next(background) == 4
-        lets_go.release(1)
-        assert next(background) == 5, "waits where there is no newer one"
-        lets_go.release(7)
-        wait_until(lambda: numbers.closed_in is not None)
-        assert list(background) == [11], "the last one is not lost to the end"
-
-
-def test_how_far_ahead_must_make_sense() -> None:
-    with pytest.raises(ValueError, match="ahead is 0"):
-        Background([1], ahead=0)
-
-
-def test_a_process_ends_with_a_thread_at_work() -> None:
-    """Nobody closed it, and its items are endless."""
-    code = (
-        "import itertools\n"
-        "from clab_d2.data.prefetch import Background\n"
-        "kept = Background(itertools.count())\n"
-        "print(next(kept))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr[-500:]) == (0, "0\n", done.stderr[-500:])
-    assert "Traceback" not in done.stderr and "Fatal" not in done.stderr
-
-
-# ------------------------------------------------------------------------------ loaders
+    assert package_threads() == []
 
 
 class Mover:
@@ -215,7 +68,7 @@ def test_the_next_batch_moves_while_the_current_one_is_in_use() -> None:
         got.append(batch)
         wait_until(lambda number=number: len(mover.moved) == min(number + 2, 5))
     assert got == mover.moved == [[n] for n in range(5)]
-    assert mover.moved_in == {"clab_d2 prefetch"}
+    assert mover.moved_in == {"clab_d2 prefetcher"}
     assert mover.arrived_in == {threading.current_thread().name}
     assert list(loader) == got, "a loader can be gone through again"
     assert list(mover.round([])) == []
@@ -280,9 +133,9 @@ def test_a_loop_that_is_left_leaves_no_thread(make_dataset: MakeDataset, make_cf
     """By a break, and by an exception in the model, out of an endless training loader."""
     cfg = make_cfg(make_dataset((6,)), **{"DATALOADER.NUM_WORKERS": 1})
     for _ in Mover().round(build_vid_train_loader(cfg)):
-        assert len(threads()) == 1
+        assert len(package_threads()) == 1
         break
-    wait_until(lambda: not threads())
+    wait_until(lambda: not package_threads())
 
     def run() -> None:
         for _ in Mover().round(build_vid_train_loader(cfg)):
@@ -291,7 +144,7 @@ def test_a_loop_that_is_left_leaves_no_thread(make_dataset: MakeDataset, make_cf
     with pytest.raises(KeyError):
         run()
     gc.collect()
-    assert not threads()
+    assert not package_threads()
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -331,38 +184,100 @@ def test_pytorch_pins_all_but_the_truth() -> None:
     assert pinned == clip
 
 
-def clip_of(**more: Any) -> dict[str, Any]:
-    return {
+class Pair(NamedTuple):
+    """Two of anything."""
+
+    first: Any
+    second: Any
+
+
+def truth_of(rows: int) -> Instances:
+    """All that a frame's ground truth may hold, and a field of no type that is known."""
+    boxes = torch.arange(4.0 * rows).reshape(rows, 4)
+    return Instances(
+        (4, 5),
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.arange(rows),
+        gt_tracks=torch.arange(rows) + 7,
+        gt_rotated=RotatedBoxes(torch.ones(rows, 5)),
+        gt_masks=BitMasks(torch.ones(rows, 4, 5, dtype=torch.bool)),
+        gt_keypoints=Keypoints(torch.ones(rows, 2, 3)),
+        gt_polygons=PolygonMasks([[np.array([0.0, 0, 1, 0, 1, 1])] for _ in range(rows)]),
+        gt_names=[f"object {row}" for row in range(rows)],
+    )
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_every_field_of_the_truth_is_moved(rows: int) -> None:
+    truth = truth_of(rows)
+    moved = map_tensors(truth, lambda tensor: tensor.to("meta"))
+    assert moved.image_size == (4, 5) and len(moved) == rows
+    assert moved.get_fields().keys() == truth.get_fields().keys()
+    for name in ("gt_boxes", "gt_rotated", "gt_masks", "gt_keypoints"):
+        before, after = truth.get(name), moved.get(name)
+        assert type(after) is type(before)
+        assert (after.device.type, after.tensor.shape) == ("meta", before.tensor.shape)
+        assert after.tensor.dtype == before.tensor.dtype
+    assert moved.gt_classes.device.type == moved.gt_tracks.device.type == "meta"
+    assert moved.gt_names == truth.gt_names and moved.gt_polygons is truth.gt_polygons
+    assert all(tensor.device.type == "cpu" for tensor in tensors_of(truth)), "left as it is"
+    assert len(tensors_of(truth)) == 6
+
+
+def test_a_clip_of_many_frames_is_moved() -> None:
+    """Whatever it holds and however deep; a missing frame, names and numbers are as they were."""
+    clip = {
         "file_name": "a.jpg",
-        "frame_id": 3,
-        "image": torch.full((3, 4, 5), 7, dtype=torch.uint8),
-        "reference_images": {2: torch.ones(3, 4, 5), 4: None},
-        **more,
+        "height": 4,
+        "reference_frame_ids": [2, 3, 4],
+        "images": {2: torch.ones(3, 4, 5), 3: torch.full((3, 4, 5), 7), 4: None},
+        "instances": {3: truth_of(2), 2: truth_of(0)},
+        "proposals": [Pair(torch.ones(2), "a name"), (torch.ones(1), None)],
+        "size": torch.Size((4, 5)),
+        "later": {"deep": {"er": [{"boxes": Boxes(torch.ones(1, 4))}]}},
     }
+    moved = map_tensors(clip, lambda tensor: tensor.to("meta"))
+    assert moved.keys() == clip.keys()
+    for name in ("file_name", "height", "reference_frame_ids", "size"):
+        assert moved[name] == clip[name] and type(moved[name]) is type(clip[name])
+    assert list(moved["images"]) == [2, 3, 4] and moved["images"][4] is None
+    assert list(moved["instances"]) == [3, 2]
+    assert moved["proposals"][0].second == "a name" and moved["proposals"][1][1] is None
+    assert moved["later"]["deep"]["er"][0]["boxes"].device.type == "meta"
+    # Two images, six tensors in each frame's truth, two proposals, the boxes deep down.
+    assert [tensor.device.type for tensor in tensors_of(moved)] == ["meta"] * (2 + 12 + 2 + 1)
+    assert {tensor.device.type for tensor in tensors_of(clip)} == {"cpu"}, "left as it is"
 
 
-def test_every_tensor_of_a_clip_is_moved() -> None:
-    boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    truth = Instances((4, 5), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([2]))
-    clip = clip_of(instances=truth)
-    seen: list[Tensor] = []
+nested = st.recursive(
+    st.one_of(st.integers(), st.text(max_size=3), st.none(), st.builds(lambda: torch.ones(2))),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.builds(Pair, inner, inner),
+        st.dictionaries(st.integers(0, 9), inner, max_size=3),
+    ),
+    max_leaves=12,
+)
 
-    def double(tensor: Tensor) -> Tensor:
-        seen.append(tensor)
-        return tensor * 2
 
-    moved = map_tensors(clip, double)
-    assert len(seen) == 4
-    assert moved["file_name"] == "a.jpg" and moved["frame_id"] == 3
-    assert torch.equal(moved["image"], clip["image"] * 2)
-    assert moved["reference_images"][4] is None
-    assert torch.equal(moved["reference_images"][2], torch.ones(3, 4, 5) * 2)
-    assert moved["instances"].image_size == (4, 5)
-    assert moved["instances"].gt_boxes.tensor.tolist() == [[2, 4, 6, 8]]
-    assert moved["instances"].gt_classes.tolist() == [4]
-    assert truth.gt_boxes.tensor is boxes and clip["image"].max() == 7, "the clip is left as it is"
-    unreadable = map_tensors(clip_of(image=None, reference_images={}), double)
-    assert unreadable["image"] is None and "instances" not in unreadable
+@given(nested)
+def test_what_is_mapped_has_its_shape_again(value: Any) -> None:
+    """Twice the tensors, nothing else: halved again, they are what they were."""
+    doubled = map_tensors(value, lambda tensor: tensor * 2)
+    assert all(torch.equal(tensor, torch.full((2,), 2.0)) for tensor in tensors_of(doubled))
+    assert repr(map_tensors(doubled, lambda tensor: tensor / 2)) == repr(value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -381,3 +296,17 @@ def test_on_a_gpu(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:
             batches[device].append({frame: image.float().sum() for frame, image in images.items()})
     for left, right in zip(batches["cpu"], batches["cuda"], strict=True):
         assert {f: v.item() for f, v in left.items()} == {f: v.item() for f, v in right.items()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_all_of_a_clip_gets_to_a_gpu() -> None:
+    clips = [
+        {"images": {f: torch.full((3, 4, 5), f), f + 1: None}, "instances": {f: truth_of(3)}}
+        for f in range(8)
+    ]
+    arrived = [clip for batch in to_device([[clip] for clip in clips], "cuda") for clip in batch]
+    assert len(arrived) == len(clips)
+    for clip, moved in zip(clips, arrived, strict=True):
+        assert {tensor.device.type for tensor in tensors_of(moved)} == {"cuda"}
+        for before, after in zip(tensors_of(clip), tensors_of(moved), strict=True):
+            assert torch.equal(before, after.cpu())
