@@ -36,7 +36,7 @@ def main(args: argparse.Namespace, cfg: CfgNode) -> None:
 def evaluate(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Evaluate ``MODEL.WEIGHTS``, or with --resume the last checkpoint of ``OUTPUT_DIR``."""
     model = Trainer.build_model(cfg)
-    checkpointer = Trainer.build_checkpointer(cfg, model)
+    checkpointer = Trainer.build_checkpointer(cfg, model, purpose="inference")
     if not cfg.MODEL.WEIGHTS and not (args.resume and checkpointer.has_checkpoint()):
         raise ConfigError("--eval-only needs weights; add MODEL.WEIGHTS path/to/model_final.pth")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
+from clab_d2.checkpoint.parts import name_parts
+from clab_d2.checkpoint.renamed import rename_old_weights
 from clab_d2.checkpoint.safe_load import load_weights_file
-from clab_d2.errors import DataError
+from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
 
+logger = logging.getLogger(__name__)
+
+# The contrastive branch, which serves training alone.
 BRANCH_PREFIX = "contrastive_branch."
-# Layers whose shape follows from the number of classes.
-CLASS_LAYERS = ("roi_heads.box_predictor.cls_score.", "roi_heads.box_predictor.bbox_pred.")
+
+# Layers whose shape follows from the number of classes (a cascade has several of each).
+_CLASS_LAYER = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?(cls_score|bbox_pred)\.")
+
+Purpose = Literal["train", "inference"]
+
+
+class _Mismatch(NamedTuple):
+    """A weight whose shape in the file is not that in the model."""
+
+    name: str
+    in_file: tuple[int, ...]
+    in_model: tuple[int, ...]
 
 
 class VIDCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with four differences.
+    """Detectron2's checkpointer, with these differences.
 
     * A checkpoint appears under its name only once it is complete, and ``last_checkpoint`` names
       only such: a job killed while it saves resumes from the checkpoint before.
     * Files are read without running code that they may hold
       (:func:`clab_d2.checkpoint.safe_load.load_weights_file`).
-    * The contrastive branch, which only training uses, may be there or not on either side.
-    * What does not fit the model is refused with one line, unless it is to be fine-tuned.
+    * For inference, and to go on with a training, a file must fill the model; to start a training
+      it need not, and one line tells which parts start from random values. The contrastive branch,
+      which only training uses, may be there or not on either side.
+    * Weights that are not finite are refused.
+    * Files of earlier versions load (:mod:`clab_d2.checkpoint.renamed`).
     """
 
     def __init__(
@@ -36,7 +58,7 @@ class VIDCheckpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
-        fine_tune: bool = False,
+        purpose: Purpose = "inference",
         trusted: bool = False,
         **checkpointables: Any,
     ) -> None:
@@ -44,13 +66,15 @@ class VIDCheckpointer(DetectionCheckpointer):
         Args:
             model: what is loaded and saved; DistributedDataParallel is unwrapped.
             save_dir: folder of the checkpoints.
-            fine_tune: True leaves a layer whose shape differs as it was initialised, and warns;
-                False refuses the file. Resuming always refuses.
+            purpose: what the loaded model is for. "inference" refuses a file that does not fill
+                the model, but for the contrastive branch. "train" leaves a layer that is not in
+                the file, or has another shape there, as it was initialised, and says which;
+                resuming a training refuses any difference.
             trusted: True lets files run code while they are read (``MODEL.TRUST_WEIGHTS``).
             checkpointables: objects with ``state_dict`` and ``load_state_dict`` to keep as well.
         """
         super().__init__(model, save_dir, **checkpointables)
-        self.fine_tune = fine_tune
+        self.purpose = purpose
         self.trusted = trusted
         self._path = ""
         self._resuming = False
@@ -97,10 +121,13 @@ class VIDCheckpointer(DetectionCheckpointer):
         """Load weights (and ``checkpointables``, default all) from a file or a URL.
 
         Raises:
-            DataError: one line, where the file is missing, can't be read, would run code, or does
-                not fit the model.
+            DataError: one line, where the file is missing, can't be read, would run code, holds
+                values that are not finite, or does not fit the model.
+            ConfigError: there is no path, and the model is for inference.
         """
         self._path = str(path or "")
+        if not path and self.purpose == "inference":
+            raise ConfigError("MODEL.WEIGHTS is empty; name the file of trained weights")
         try:
             if path:
                 self._check_exists(path)
@@ -111,14 +138,17 @@ class VIDCheckpointer(DetectionCheckpointer):
 
     def _check_exists(self, path: str) -> None:
         local = path.split("?")[0]
-        if "://" not in local and not os.path.isfile(local):
-            if self._resuming:
-                raise DataError(
-                    f"{self.save_dir}/last_checkpoint names {os.path.basename(local)}, which is "
-                    "not there; write the name of another checkpoint of that folder into it, or "
-                    "start without --resume"
-                )
-            raise DataError(f"MODEL.WEIGHTS {path}: there is no such file; check the path")
+        if "://" in local or os.path.isfile(local):
+            return
+        if self._resuming:
+            raise DataError(
+                f"{self.save_dir}/last_checkpoint names {os.path.basename(local)}, which is "
+                "not there; write the name of another checkpoint of that folder into it, or "
+                "start without --resume"
+            )
+        if os.path.exists(local):
+            raise DataError(f"MODEL.WEIGHTS {path}: is no file; name the file of weights itself")
+        raise DataError(f"MODEL.WEIGHTS {path}: there is no such file; check the path")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = load_weights_file(filename, trusted=self.trusted)
@@ -145,58 +175,176 @@ class VIDCheckpointer(DetectionCheckpointer):
         if not isinstance(weights, dict) or not weights:
             raise DataError(f"{self._path}: holds no weights; give a file saved by a training")
         for name, value in weights.items():
-            if not hasattr(value, "shape"):
+            numeric = isinstance(value, Tensor) or (
+                isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+            )
+            if not isinstance(name, str) or not numeric:
                 raise DataError(
                     f"{self._path}: {name!r} is a {type(value).__name__}, not a tensor; is this a "
                     "file of weights?"
                 )
 
+    # ---------------------------------------------------------------- judging what was loaded
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        own = self.model.state_dict()
-        if len(incompatible.missing_keys) >= len(own):
-            example = next(iter(incompatible.unexpected_keys), "none")
+        own = list(self.model.state_dict())
+        if not checkpoint.get("matching_heuristics", False):
+            checkpoint["model"] = self._with_todays_names(checkpoint["model"], own)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except ValueError as error:  # Detectron2's matching by endings finds several places
+            raise DataError(f"{self._path}: {error}; is it of another architecture?") from None
+        mismatches = [_Mismatch(*entry) for entry in incompatible.incorrect_shapes]
+        mismatched = {entry.name for entry in mismatches}
+        missing = [name for name in incompatible.missing_keys if name not in mismatched]
+        missing = self._without_shared(missing, own)
+        surplus = list(incompatible.unexpected_keys)
+        placed = set(own) - set(incompatible.missing_keys) - mismatched
+        if not placed and not mismatches:
             raise DataError(
-                f"{self._path}: none of its weights (such as {example!r}) has a place in this "
-                "model; if they come from another project, convert them with "
+                f"{self._path}: none of its weights (such as {next(iter(surplus), 'none')!r}) has "
+                "a place in this model; if they come from another project, convert them with "
                 "tools/convert_checkpoint.py IN OUT"
             )
-        if not self._resuming:
-            # The branch serves training alone: weights without it are whole for inference and to
-            # start from, and weights with it serve a model without.
-            for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
-                keys[:] = [key for key in keys if not key.startswith(BRANCH_PREFIX)]
-        self._judge_shapes(incompatible.incorrect_shapes)
-        # Said in one line below; Detectron2 would warn once for each.
-        shapeless = {name for name, _, _ in incompatible.incorrect_shapes}
-        incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if k not in shapeless]
-        incompatible.incorrect_shapes.clear()
+        self._check_finite(placed)
+        if self.purpose == "train" and self._resuming:
+            self._refuse_another_model(mismatches, missing, surplus)
+        elif self.purpose == "train":
+            self._tell_what_starts_anew(own, mismatches, missing, surplus)
+        else:
+            self._refuse_unfilled(own, mismatches, missing, surplus)
+        # All that is to be said was; Detectron2 would add a line for each weight.
+        for said in (*incompatible,):
+            said.clear()
         return incompatible
 
-    def _judge_shapes(
-        self, incorrect: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    def _with_todays_names(self, weights: dict[str, Any], own: Collection[str]) -> dict[str, Any]:
+        if all(name.startswith("module.") for name in weights):  # saved from inside DataParallel
+            weights = {name.removeprefix("module."): value for name, value in weights.items()}
+        weights, renamed = rename_old_weights(weights, own)
+        if renamed:
+            old, new = next(iter(renamed.items()))
+            logger.info(
+                "%s is of an earlier version: %d weights got their new names (%s is now %s, ...)",
+                self._path, len(renamed), old, new,
+            )  # fmt: skip
+        return weights
+
+    def _without_shared(self, missing: Sequence[str], own: Sequence[str]) -> list[str]:
+        """The missing weights that are no other name of one that is there, nor mere counters."""
+        # Of a tensor that the model has under several names a file may hold one.
+        state = self.model.state_dict(keep_vars=True)
+        lacking = set(missing)
+        there = {id(state[name]) for name in own if name not in lacking}
+        return [
+            name
+            for name in missing
+            if id(state[name]) not in there and not name.endswith("num_batches_tracked")
+        ]
+
+    def _check_finite(self, placed: Collection[str]) -> None:
+        bad = [
+            name
+            for name, value in self.model.state_dict().items()
+            if name in placed and value.is_floating_point() and not torch.isfinite(value).all()
+        ]
+        if bad:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise DataError(
+                f"{self._path}: {bad[0]}{more} holds NaN or infinity: the training that wrote it "
+                "diverged; give an earlier checkpoint"
+            )
+
+    def _refuse_unfilled(
+        self,
+        own: Sequence[str],
+        mismatches: Sequence[_Mismatch],
+        missing: Sequence[str],
+        surplus: Sequence[str],
     ) -> None:
-        if not incorrect:
-            return
-        classes = [entry for entry in incorrect if entry[0].startswith(CLASS_LAYERS)]
-        name, in_file, in_model = (classes if len(classes) == len(incorrect) else incorrect)[0]
-        fact = f"{self._path}: {name} has shape {in_file} in the file and {in_model} in the model"
-        if len(incorrect) > 1:
-            fact += f" (and {len(incorrect) - 1} more)"
-        if self.fine_tune and not self._resuming:
-            self.logger.warning("%s: trained anew from random values", fact)
-            return
-        if len(classes) == len(incorrect):
+        """Weights for inference: the contrastive branch apart, nothing may be left random."""
+        missing = [name for name in missing if not name.startswith(BRANCH_PREFIX)]
+        surplus = [name for name in surplus if not name.startswith(BRANCH_PREFIX)]
+        mismatches = [entry for entry in mismatches if not entry.name.startswith(BRANCH_PREFIX)]
+        if mismatches:
+            raise DataError(self._other_shapes(mismatches))
+        if missing:
+            others = set(own) - set(missing)
+            raise DataError(
+                f"{self._path}: lacks {len(missing)} of the model's {len(own)} weights "
+                f"({name_parts(missing, others)}), which would stay random; give weights trained "
+                "with this config, or the config that these were trained with"
+            )
+        if surplus:
+            logger.warning(
+                "%s: %d weights have no place in this config's model and are left out (%s)",
+                self._path, len(surplus), name_parts(surplus, own),
+            )  # fmt: skip
+
+    def _tell_what_starts_anew(
+        self,
+        own: Sequence[str],
+        mismatches: Sequence[_Mismatch],
+        missing: Sequence[str],
+        surplus: Sequence[str],
+    ) -> None:
+        """Weights to start a training from: say in one line what they don't bring."""
+        random = {*missing, *(entry.name for entry in mismatches)}
+        if random:
+            # As usual as the branch is, which no file but its own training's has.
+            usual = all(name.startswith(BRANCH_PREFIX) for name in random)
+            in_order = [name for name in own if name in random]
+            shapes = f" ({_shapes(mismatches)})" if mismatches else ""
+            logger.log(
+                logging.INFO if usual else logging.WARNING,
+                "%s: %d of the model's %d weights do not come from it and start from random "
+                "values: %s%s",
+                self._path, len(random), len(own), name_parts(in_order, set(own) - random), shapes,
+            )  # fmt: skip
+        if surplus:
+            logger.info(
+                "%s: %d weights have no place in this config's model and are left out (%s)",
+                self._path, len(surplus), name_parts(surplus, own),
+            )  # fmt: skip
+
+    def _refuse_another_model(
+        self, mismatches: Sequence[_Mismatch], missing: Sequence[str], surplus: Sequence[str]
+    ) -> None:
+        """A training goes on with the model that it began with: the optimizer's state is of it."""
+        if mismatches:
+            raise DataError(self._other_shapes(mismatches))
+        # Counters and anchors aside, which come and go with versions of PyTorch and Detectron2.
+        surplus = [name for name in surplus if not name.endswith("num_batches_tracked")]
+        if missing or surplus:
+            what = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, the model does not"
+            more = len(missing) + len(surplus) - 1
+            raise DataError(
+                f"{self._path}: was saved by a training of another model: it {what}"
+                f"{f' (and {more} more)' if more else ''}; resume with that training's config, or "
+                "start anew from these weights in another OUTPUT_DIR"
+            )
+
+    def _other_shapes(self, mismatches: Sequence[_Mismatch]) -> str:
+        classes = [entry for entry in mismatches if _CLASS_LAYER.match(entry.name)]
+        if len(classes) == len(mismatches):
             rows = _class_rows(classes)
             remedy = f"set MODEL.ROI_HEADS.NUM_CLASSES {rows} or give weights of this dataset"
         else:
+            mismatches = [entry for entry in mismatches if not _CLASS_LAYER.match(entry.name)]
             remedy = "give the config that these weights were trained with"
-        raise DataError(f"{fact}; {remedy}")
+        return f"{self._path}: {_shapes(mismatches)}; {remedy}"
 
 
-def _class_rows(entries: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> int:
+def _shapes(mismatches: Sequence[_Mismatch]) -> str:
+    """What differs, by the example of the first."""
+    name, in_file, in_model = mismatches[0]
+    more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
+    return f"{name} has shape {in_file} in the file and {in_model} in the model{more}"
+
+
+def _class_rows(mismatches: Sequence[_Mismatch]) -> int:
     """Number of classes that the file's predictor was made for (its last row is background)."""
-    for name, in_file, _ in entries:
-        if name.startswith(CLASS_LAYERS[0]):
-            return in_file[0] - 1
-    return entries[0][1][0] // 4
+    for entry in mismatches:
+        if ".cls_score." in entry.name:
+            return entry.in_file[0] - 1
+    return mismatches[0].in_file[0] // 4

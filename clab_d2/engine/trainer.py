@@ -33,7 +33,7 @@ from clab_d2.data import (
     check_files,
     collect_bad_frames,
 )
-from clab_d2.engine.checkpointer import VIDCheckpointer
+from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
 from clab_d2.engine.hooks import DataOrder, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.errors import ConfigError
@@ -70,7 +70,7 @@ class Trainer(DefaultTrainer):
         self._trainer = trainer(_distributed(model, cfg.MODEL.DEVICE), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = self.build_checkpointer(
-            cfg, self.model, fine_tune=True, trainer=weakref.proxy(self)
+            cfg, self.model, purpose="train", trainer=weakref.proxy(self)
         )
         self.register_hooks(self.build_hooks())
 
@@ -102,13 +102,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_checkpointer(
-        cls, cfg: CfgNode, model: nn.Module, *, fine_tune: bool = False, **checkpointables: Any
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        *,
+        purpose: Purpose = "inference",
+        **checkpointables: Any,
     ) -> VIDCheckpointer:
-        """The checkpointer for training (``fine_tune``) or inference on ``OUTPUT_DIR``."""
+        """The checkpointer of ``OUTPUT_DIR``, to train or to use the model."""
         return VIDCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            fine_tune=fine_tune,
+            purpose=purpose,
             trusted=cfg.MODEL.TRUST_WEIGHTS,
             **checkpointables,
         )

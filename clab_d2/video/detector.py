@@ -248,7 +248,8 @@ def _load_model(cfg: CfgNode) -> nn.Module:
         logger.warning("MODEL.DEVICE is %s, but there is no GPU: on CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    VIDCheckpointer(model, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
+    checkpointer = VIDCheckpointer(model, purpose="inference", trusted=cfg.MODEL.TRUST_WEIGHTS)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return prepare_for_inference(model, cfg)
 
 
