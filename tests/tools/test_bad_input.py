@@ -232,3 +232,31 @@ def test_what_ends_a_job_at_its_start(
     assert status == 2 and len(errors) == 1
     assert re.search(message, errors[0]), errors[0]
     assert "Starting training" not in log and "Start inference" not in log
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda w: [w.pop(name) for name in list(w) if name.startswith("proposal_generator.")],
+            r"lacks 6 of the model's \d+ weights \(proposal_generator\)",
+        ),
+        (lambda w: [value.fill_(torch.nan) for value in w.values()], r"holds NaN or infinity"),
+    ],
+)
+def test_weights_that_cannot_be_evaluated(
+    spoil: Callable[[dict], Any],
+    message: str,
+    videos: TinyVideos,
+    weights: str,
+    job: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    state = torch.load(weights)["model"]
+    spoil(state)
+    torch.save({"model": state}, tmp_path / "spoilt.pth")
+    arguments = ("MODEL.WEIGHTS", str(tmp_path / "spoilt.pth"))
+    status, log, errors = job(*arguments, flags=("--eval-only",))
+    assert status == 2 and len(errors) == 1
+    assert re.search(rf"spoilt.pth: .*{message}", errors[0]), errors[0]
+    assert "Start inference" not in log
