@@ -16,7 +16,7 @@ warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWa
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 from clab_d2 import data, modeling  # noqa: E402, F401  (registers datasets and models)
-from clab_d2.config import add_clab_config, get_clab_cfg  # noqa: E402
+from clab_d2.config import add_clab_config, extend_config, get_clab_cfg  # noqa: E402
 
-__all__ = ["add_clab_config", "get_clab_cfg"]
+__all__ = ["add_clab_config", "extend_config", "get_clab_cfg"]
 __version__ = "0.1.0"

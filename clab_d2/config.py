@@ -5,7 +5,13 @@ The defaults are those of the paper's ImageNet VID recipe wherever it has a valu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode as CN
+
+from clab_d2.errors import ConfigError
+
+_extensions: dict[str, Callable[[CN], None]] = {}
 
 
 def add_clab_config(cfg: CN) -> None:
@@ -20,12 +26,47 @@ def add_clab_config(cfg: CN) -> None:
 
 
 def get_clab_cfg() -> CN:
-    """Return Detectron2's default config with clab_d2's keys added."""
+    """Return Detectron2's default config with clab_d2's keys and those of plug-ins added.
+
+    Raises:
+        ConfigError: a plug-in's function (:func:`extend_config`) fails.
+    """
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
     add_clab_config(cfg)
+    for name, extend in _extensions.items():
+        try:
+            extend(cfg)
+        except Exception as error:  # whatever a plug-in does
+            raise ConfigError(
+                f"{name}: adds no config keys but fails with {type(error).__name__}: {error}; "
+                "correct it"
+            ) from error
     return cfg
+
+
+def extend_config(function: Callable[[CN], None]) -> Callable[[CN], None]:
+    """Let a plug-in add keys of its own to every config; use it as a decorator.
+
+    Each key gets its default, whose type values from YAML and the command line must have::
+
+        @extend_config
+        def add_my_keys(cfg):
+            cfg.MODEL.MINE = CfgNode()
+            cfg.MODEL.MINE.RATE = 0.5
+
+    A tool sees them if it imports the plug-in (``--import``) before it reads its config.
+
+    Args:
+        function: changes, in place, a config that has Detectron2's keys and ours. A later one of
+            the same module and name takes its place.
+
+    Returns:
+        ``function`` itself.
+    """
+    _extensions[f"{function.__module__}.{function.__qualname__}"] = function
+    return function
 
 
 def _add_data_keys(cfg: CN) -> None:

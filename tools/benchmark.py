@@ -30,6 +30,7 @@ from tabulate import tabulate
 from clab_d2 import benchmark
 from clab_d2.benchmark import OURS, PLAIN, SINGLE, Setting
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.io import atomic_write, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,12 +54,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output/benchmark"), help="folder (%(default)s)"
     )
+    add_import_option(parser)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of a run, as they go into the JSON."""
+    import_plugins(args.imports)
     cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.defrost()

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
     DetectionWriter,
@@ -61,6 +62,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="enlarge what is drawn by this (default: small videos, until labels are readable)",
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
+    add_import_option(parser)
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -84,6 +86,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
+    import_plugins(args.imports)
     cfg = load_config(args.config_file, args.opts)
     with open_video(args.input) as source:
         # Before the model is built: a wrong path shows at once.

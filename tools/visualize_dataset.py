@@ -26,6 +26,7 @@ from detectron2.structures import BoxMode
 from clab_d2.data import VIDDatasetMapper
 from clab_d2.data.frames import ClipAugmentation, ClipTransform
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
 from clab_d2.video import VideoWriter
@@ -142,6 +143,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-clips", type=int, default=6, metavar="N")
     parser.add_argument("--columns", type=int, default=5, metavar="N", help="frames a line")
     parser.add_argument("--seed", type=int, default=0, help="which clips, and which augmentation")
+    add_import_option(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
     )
@@ -173,6 +175,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output {args.output}: name a .png, .jpg or .mp4")
     if args.num_clips < 1 or args.columns < 1:
         raise ConfigError("--num-clips and --columns must be at least 1")
+    import_plugins(args.imports)
     cfg = load_config(args.config_file, args.opts)
     datasets = cfg.DATASETS.TEST if args.test else cfg.DATASETS.TRAIN
     dataset = args.dataset or (datasets[0] if datasets else None)

@@ -5,6 +5,7 @@ from clab_d2.engine.config_check import validate_config
 from clab_d2.engine.hooks import DataOrder, StopOnSignal
 from clab_d2.engine.launch import argument_parser, load_config, one_line, run, setup_process
 from clab_d2.engine.optimizer import build_optimizer
+from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.engine.trainer import Trainer
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     "StopOnSignal",
     "Trainer",
     "VIDCheckpointer",
+    "add_import_option",
     "argument_parser",
     "build_optimizer",
+    "import_plugins",
     "load_config",
     "one_line",
     "run",

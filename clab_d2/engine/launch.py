@@ -26,6 +26,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from clab_d2 import get_clab_cfg
 from clab_d2.data import check_num_classes, register_datasets_from_config
 from clab_d2.engine.config_check import validate_config
+from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,13 @@ Main = Callable[[argparse.Namespace, CfgNode], Any]
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's options for training and evaluation.
+    """Detectron2's options for training and evaluation, and ``--import`` for plug-ins.
 
     ``--dist-url`` defaults to a free port, so that several jobs can run on one machine.
     """
     parser = default_argument_parser(epilog)
     parser.set_defaults(dist_url="auto")
+    add_import_option(parser)
     return parser
 
 
@@ -86,7 +88,10 @@ def _merge(source: str, merge: Callable[[Any], None], what: Any) -> None:
         raise ConfigError(f"{source}: {error.filename} can't be read ({error.strerror})") from None
     except (AssertionError, KeyError, ValueError) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise ConfigError(f"{source}: {reason}; see clab_d2/config.py for our keys") from None
+        raise ConfigError(
+            f"{source}: {reason}; our keys are in clab_d2/config.py, a plug-in's "
+            "need its --import"
+        ) from None
 
 
 def setup_process(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -121,6 +126,7 @@ def run(main: Main, args: argparse.Namespace) -> int:
     spawns = args.num_gpus * args.num_machines > 1
     with _signals_passed_on() if spawns else nullcontext([]) as received:
         try:
+            import_plugins(args.imports)
             cfg = load_config(args.config_file, args.opts)
             _check_processes(args, cfg)
             launch(
@@ -156,6 +162,7 @@ def _process(main: Main, args: argparse.Namespace, cfg: CfgNode, mistakes: Any) 
         return
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
     try:
+        import_plugins(args.imports)  # a new process has none of the launcher's modules
         setup_process(cfg, args)
         main(args, cfg)
     except USER_ERRORS as error:
