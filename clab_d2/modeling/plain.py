@@ -15,9 +15,9 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from torch import Tensor
 
+from clab_d2.layers.most_similar import NORM_EPS
+from clab_d2.layers.roi_pooling import FastROIPooler
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
-from clab_d2.modeling.most_similar import NORM_EPS
-from clab_d2.modeling.roi_pooler import FastROIPooler
 from clab_d2.modeling.rpn import TemporalRPN
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 

@@ -14,10 +14,10 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from clab_d2.errors import ConfigError
+from clab_d2.layers.roi_pooling import FastROIPooler
 from clab_d2.modeling.aggregation.selsa import KeyValue, SELSABoxHead, log_counts_of
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.reference_memory import FrameFeatures, References
-from clab_d2.modeling.roi_pooler import FastROIPooler
 
 
 @ROI_HEADS_REGISTRY.register()

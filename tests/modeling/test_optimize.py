@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from made_clips import assert_same, build, test_clips
 from torch import nn
 
-from clab_d2.modeling import cpu_kernels
+from clab_d2.layers import numba_support
 from clab_d2.modeling.optimize import fold_batch_norms, prepare_for_inference
 
 
@@ -65,7 +65,7 @@ def test_left_as_it_is_unless_asked(config):
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "operators"])
 def test_mixed_precision_finds_about_the_same(config, name, precision, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(cpu_kernels, "_loops", lambda: None)
+        monkeypatch.setattr(numba_support, "load_loops", lambda name: None)
     exact = build(config(name)).eval()
     mixed = build(config(name, "TEST.PRECISION", precision)).eval()
     mixed.load_state_dict(exact.state_dict())

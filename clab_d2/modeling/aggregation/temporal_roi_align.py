@@ -6,6 +6,7 @@ MMTracking's release.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,21 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clab_d2.modeling import cpu_kernels, triton_most_similar
-from clab_d2.modeling.most_similar import (
-    MostSimilar,
-    MostSimilarSearch,
-    bin_interpolation,
-    cosines_at,
-    map_rows,
-    weighted_rows,
+from clab_d2.layers.frame_attention import (
+    FrameEmbedding,
+    FrameRows,
+    attend_over_frames,
+    mean_over_frames,
 )
-
-# Working memory of the attention over frames, which goes a few RoIs at a time.
-CHUNK_BYTES_CPU = 64 * 2**20
-CHUNK_BYTES_CUDA = 2**30
-# RoIs whose queries are held at a time for the compiled loops: enough for an efficient product.
-_ROIS_AT_A_TIME = 32
+from clab_d2.layers.most_similar import MostSimilar, cosines_at, find_most_similar
+from clab_d2.layers.roi_pooling import bin_interpolation
+from clab_d2.layers.rows import map_rows, weighted_rows
 
 
 class TemporalRoIAlign(nn.Module):
@@ -86,7 +81,7 @@ class TemporalRoIAlign(nn.Module):
         rows = [map_rows(reference) for reference in references]
         bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
         similar = self.search(
-            bins.detach(), boxes, feature.detach(), rows, scale=scale, sampling_ratio=sampling_ratio
+            bins, boxes, feature, rows, scale=scale, sampling_ratio=sampling_ratio
         )
         if torch.is_grad_enabled():
             return self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
@@ -102,7 +97,7 @@ class TemporalRoIAlign(nn.Module):
         scale: float,
         sampling_ratio: int,
     ) -> list[MostSimilar]:
-        """Most similar positions of every bin in every reference."""
+        """Most similar positions of every bin in every reference, without gradients."""
         size = math.isqrt(len(bins) // len(boxes))
         interpolation = bin_interpolation(
             boxes.to(torch.promote_types(boxes.dtype, feature.dtype)),
@@ -111,18 +106,9 @@ class TemporalRoIAlign(nn.Module):
             sampling_ratio,
             *feature.shape[-2:],
         )
-        key_rows, rows = map_rows(feature), [reference.detach() for reference in references]
-        found = triton_most_similar.try_search(
-            bins, key_rows, interpolation, rows, self.num_most_similar
+        return find_most_similar(
+            bins, map_rows(feature), interpolation, references, self.num_most_similar
         )
-        if found is not None:
-            return triton_most_similar.per_reference(found, rows)
-        # In half precision sums of squares overflow and cosines hardly differ.
-        precise = torch.promote_types(bins.dtype, torch.float32)
-        search = MostSimilarSearch(
-            key_rows, interpolation, bins.norm(dim=1, dtype=precise), self.num_most_similar
-        )
-        return [search.in_map(reference) for reference in rows]
 
     def _aggregate_with_gradients(
         self,
@@ -170,31 +156,50 @@ class TemporalRoIAlign(nn.Module):
         similar: Sequence[MostSimilar],
         counts: Sequence[int],
     ) -> Tensor:
-        """The same without gradients, a few RoIs at a time, and no reference is ever embedded.
-
-        The embedding of a reference is needed only for its dot product with the own embedding e0,
-        and the 3x3 conv W is linear, so with u[d, h] = W[d, h]^T e0[h] for each of its 9 offsets d
-        and each head h, the product at a bin is the sum over d of u[d, h] . M(bin + d) plus
-        e0[h] . bias (docs/method.md, 'Where the time goes', c).
+        """The same without gradients: see :mod:`clab_d2.layers.frame_attention`.
 
         Args: as :meth:`_aggregate_with_gradients`, and
             table: (P, C) all maps, one after the other.
         """
-        num_rois, channels, size, _ = roi_features.shape
-        num_bins, num_refs = size * size, len(references)
-        own = roi_features.permute(0, 2, 3, 1)
-        offsets = [0]
-        for rows in references[:-1]:
-            offsets.append(offsets[-1] + len(rows))
+        features = roi_features.permute(0, 2, 3, 1)
+        rows = self._rows_of(table, [len(reference) for reference in references], similar, counts)
+        if self.embed is None:
+            return mean_over_frames(features, rows).permute(0, 3, 1, 2)
+        # RoIs are small maps, for which a CPU's convs are faster in the plain layout.
+        maps = roi_features if roi_features.is_cuda else roi_features.contiguous()
+        embedding = FrameEmbedding(
+            self.embed(maps).permute(0, 2, 3, 1),
+            self.embed.weight,
+            self.embed.bias,
+            self.num_heads,
+        )
+        return attend_over_frames(features, rows, embedding).permute(0, 3, 1, 2)
+
+    def _rows_of(
+        self,
+        table: Tensor,
+        lengths: Sequence[int],
+        similar: Sequence[MostSimilar],
+        counts: Sequence[int],
+    ) -> FrameRows:
+        """The most similar positions as rows of one table, weighted by a softmax over cosines.
+
+        Args:
+            table: (P, C) all maps, one after the other.
+            lengths: of the maps.
+            similar: most similar positions, for each map.
+            counts: how often each map counts.
+        """
+        starts = itertools.accumulate(lengths[:-1], initial=0)
         # Maps smaller than K positions offer fewer; they repeat one with no weight.
         positions = torch.stack(
             [
                 F.pad(found.positions, (0, self.num_most_similar - found.positions.shape[1]))
-                + offset
-                for found, offset in zip(similar, offsets, strict=True)
+                + start
+                for found, start in zip(similar, starts, strict=True)
             ],
             dim=1,
-        ).view(num_rois, num_bins * num_refs, -1)
+        )
         weights = torch.stack(
             [
                 F.pad(
@@ -204,130 +209,5 @@ class TemporalRoIAlign(nn.Module):
                 for found in similar
             ],
             dim=1,
-        ).view(positions.shape)
-
-        embedded = None
-        if self.embed is not None:
-            # RoIs are small maps, for which a CPU's convs are faster in the plain layout.
-            maps = roi_features if roi_features.is_cuda else roi_features.contiguous()
-            embedded = self.embed(maps).permute(0, 2, 3, 1)
-        if embedded is not None and cpu_kernels.are_available(own, embedded, table):
-            output = own.new_empty(own.shape, dtype=torch.float32)
-            self._attend_compiled(own, embedded, table, positions, weights, counts, output)
-            return output.to(own.dtype).permute(0, 3, 1, 2)
-        output = torch.empty_like(own, memory_format=torch.contiguous_format)
-        budget = CHUNK_BYTES_CUDA if own.is_cuda else CHUNK_BYTES_CPU
-        per_roi = num_bins * channels * (num_refs + 9 * self.num_heads) * own.element_size()
-        step = max(1, budget // per_roi)
-        for start in range(0, num_rois, step):
-            chunk = slice(start, min(start + step, num_rois))
-            gathered = weighted_rows(
-                table, positions[chunk].flatten(0, 1), weights[chunk].flatten(0, 1)
-            ).view(-1, num_refs, channels)
-            if embedded is None:
-                total = torch.einsum("ntc,t->nc", gathered, gathered.new_tensor(counts))
-                output[chunk] = (own[chunk] + total.view_as(own[chunk])) / (1 + sum(counts))
-            else:
-                output[chunk] = self._attend(own[chunk], embedded[chunk], gathered, counts)
-        return output.permute(0, 3, 1, 2)
-
-    def _attend_compiled(
-        self,
-        own: Tensor,
-        embedded: Tensor,
-        table: Tensor,
-        positions: Tensor,
-        weights: Tensor,
-        counts: Sequence[int],
-        output: Tensor,
-    ) -> None:
-        """:meth:`_attend` for all RoIs by compiled loops; writes ``output``.
-
-        Args:
-            own, embedded, output: (R, S, S, C).
-            table: (P, C) all reference maps.
-            positions, weights: (R, S * S * T, K) of the most similar rows.
-            counts: how often each of the T references counts.
-        """
-        assert self.embed is not None
-        num_rois, size, _, channels = own.shape
-        heads, per_head, num_bins = self.num_heads, channels // self.num_heads, size * size
-        # The products in whatever precision holds, the loops in single precision.
-        kernel = self.embed.weight.to(embedded.dtype).view(heads, per_head, channels, 9)
-        kernel = kernel.permute(0, 1, 3, 2).reshape(heads, per_head, 9 * channels)
-        bias = self.embed.bias if self.embed.bias is not None else own.new_zeros(channels)
-        own, bias, table, weights = (t.float().contiguous() for t in (own, bias, table, weights))
-        log_counts = own.new_tensor(counts).log()
-        step = min(_ROIS_AT_A_TIME, num_rois) * num_bins
-        room = own.new_empty(heads * step * 9 * channels)
-        by_head = embedded.reshape(-1, heads, per_head)
-        for start in range(0, num_rois, _ROIS_AT_A_TIME):
-            chunk = slice(start, min(start + _ROIS_AT_A_TIME, num_rois))
-            bins = slice(chunk.start * num_bins, chunk.stop * num_bins)
-            shape = (heads, bins.stop - bins.start, 9 * channels)
-            queries = room[: math.prod(shape)].view(shape)
-            for head in range(heads):
-                if by_head.dtype == queries.dtype:
-                    torch.mm(by_head[bins, head], kernel[head], out=queries[head])
-                else:
-                    queries[head] = by_head[bins, head] @ kernel[head]
-            cpu_kernels.attend(
-                queries.unflatten(2, (9, channels)),
-                own[chunk],
-                embedded[chunk].float().contiguous(),
-                bias,
-                table,
-                positions[chunk].unflatten(1, (num_bins, -1)).flatten(0, 1),
-                weights[chunk].unflatten(1, (num_bins, -1)).flatten(0, 1),
-                log_counts,
-                output[chunk],
-            )
-
-    def _attend(
-        self, own: Tensor, embedded: Tensor, gathered: Tensor, counts: Sequence[int]
-    ) -> Tensor:
-        """Attention over frames for some RoIs.
-
-        Args:
-            own: (R, S, S, C) RoI features.
-            embedded: (R, S, S, C) their embeddings.
-            gathered: (R * S * S, T, C) most similar features of T references.
-            counts: how often each reference counts.
-
-        Returns:
-            (R, S, S, C).
-        """
-        assert self.embed is not None
-        num_rois, size, _, channels = own.shape
-        heads, per_head = self.num_heads, channels // self.num_heads
-        num_bins = num_rois * size * size
-        by_head = embedded.reshape(num_rois, size, size, heads, per_head)
-        padded = F.pad(by_head, (0, 0, 0, 0, 1, 1, 1, 1))
-        offsets = [(dy, dx) for dy in range(3) for dx in range(3)]
-        # At position s, offset d: the embedding of bin s - d, whose conv looks at s through W[d].
-        looking = torch.stack(
-            [padded[:, 2 - dy : 2 - dy + size, 2 - dx : 2 - dx + size] for dy, dx in offsets]
         )
-        looking = looking.permute(0, 4, 1, 2, 3, 5).reshape(9 * heads, num_bins, per_head)
-        kernel = self.embed.weight.to(own.dtype).view(heads, per_head, channels, 9)
-        kernel = kernel.permute(3, 0, 1, 2).reshape(9 * heads, per_head, channels)
-        queries = torch.bmm(looking, kernel)
-        products = torch.bmm(gathered, queries.permute(1, 2, 0))
-        products = products.view(num_rois, size, size, -1, 9, heads)
-        padded = F.pad(products, (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
-        logits = sum(
-            padded[:, dy : dy + size, dx : dx + size, :, index]
-            for index, (dy, dx) in enumerate(offsets)
-        )
-        if self.embed.bias is not None:
-            bias = self.embed.bias.to(own.dtype).view(heads, per_head)
-            logits = logits + (by_head * bias).sum(dim=-1)[..., None, :]
-        logits = torch.cat([(by_head * by_head).sum(dim=-1)[..., None, :], logits], dim=3)
-        logs = logits.new_tensor([0.0] + [math.log(count) for count in counts])
-        weights = (logits / math.sqrt(per_head) + logs[:, None]).softmax(dim=3)
-        # (bins, heads, 1, T) x (bins, heads, T, C / heads)
-        weights = weights.view(num_bins, -1, heads).transpose(1, 2)
-        values = gathered.view(num_bins, -1, heads, per_head).transpose(1, 2)
-        total = torch.matmul(weights[:, :, None, 1:], values)[:, :, 0]
-        total = total + weights[:, :, :1] * own.reshape(num_bins, heads, per_head)
-        return total.reshape(own.shape)
+        return FrameRows(table, positions, weights, counts)

@@ -3,14 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from clab_d2.modeling import cpu_kernels
+from clab_d2.layers import numba_support
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
-from clab_d2.modeling.most_similar import bin_interpolation
 from clab_d2.modeling.plain import plain_temporal_roi_align
 
 
@@ -91,27 +88,6 @@ def test_equals_the_release(golden, name, with_gradients):
     np.testing.assert_allclose(out.detach().numpy(), arrays["out"], atol=1e-4)
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    boxes=st.lists(
-        st.tuples(*[st.floats(-40, 200, width=32) for _ in range(4)]), min_size=1, max_size=5
-    ),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
-    sampling_ratio=st.integers(1, 3),
-    output_size=st.integers(1, 7),
-)
-def test_bin_interpolation_is_roi_align(boxes, height, width, sampling_ratio, output_size):
-    corners = torch.tensor(boxes, dtype=torch.float64).view(-1, 2, 2)
-    xyxy = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-    feature = torch.randn(3, height, width, dtype=torch.float64)
-    expected = roi_align(feature[None], [xyxy], output_size, 1 / 16, sampling_ratio, aligned=True)
-    interpolation = bin_interpolation(xyxy, output_size, 1 / 16, sampling_ratio, height, width)
-    bins = interpolation.of(feature.flatten(1).T.contiguous())
-    actual = bins.view(len(xyxy), output_size, output_size, 3).permute(0, 3, 1, 2)
-    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=1e-9)
-
-
 @pytest.mark.parametrize("num_heads", [0, 2, 4])
 @pytest.mark.parametrize("num_most_similar", [1, 2, 3])
 @pytest.mark.parametrize("with_gradients", [True, False])
@@ -131,7 +107,7 @@ def test_fast_way_equals_the_plain_formula(num_heads, num_most_similar, with_gra
 def test_single_precision(compiled, num_heads, num_most_similar, num_references, monkeypatch):
     """The compiled loops, and the operators that stand in for them, against double precision."""
     if not compiled:
-        monkeypatch.setattr(cpu_kernels, "_loops", lambda: None)
+        monkeypatch.setattr(numba_support, "load_loops", lambda name: None)
     torch.manual_seed(num_references)
     # More RoIs than are taken at a time.
     sides = ((6, 9), *[(6, 9), (5, 7), (30, 40), (6, 9), (2, 3)][:num_references])

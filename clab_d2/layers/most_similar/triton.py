@@ -1,7 +1,7 @@
 """The search for most similar positions, in all reference maps at once, fused, on a GPU.
 
-The result is that of :mod:`clab_d2.modeling.most_similar`'s search of each map, by Triton kernels
-that keep only the K best of each bin: no matrix of similarities reaches memory. Two routes:
+Triton kernels keep only the K best of each bin: no matrix of similarities reaches memory. Two
+routes:
 
 * ``direct``: bins times reference positions, straight into the search. More arithmetic (270 G
   multiply-adds a key frame at 600x1000 with 15 maps), but all on tensor cores in half precision.
@@ -26,7 +26,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from clab_d2.modeling.most_similar import NORM_EPS, BinInterpolation, MostSimilar
+from clab_d2.layers.most_similar.common import NORM_EPS, MostSimilar
+from clab_d2.layers.roi_pooling.pytorch import BinInterpolation
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ INTERPOLATED = (Blocks(1, 512, None, warps=1, stages=1),)
 def _kernels() -> ModuleType | None:
     """The module of the kernels; None where Triton cannot be imported."""
     try:
-        return importlib.import_module("clab_d2.modeling.most_similar_kernels")
+        return importlib.import_module("clab_d2.layers.most_similar.triton_kernels")
     # A Triton that does not fit the rest of the installation raises more than ImportError.
     except Exception as error:
         logger.debug("Searching without Triton (%s: %s)", type(error).__name__, error)
@@ -108,7 +109,7 @@ def try_search(
     interpolation: BinInterpolation,
     references: Sequence[Tensor],
     k: int,
-) -> MostSimilar | None:
+) -> list[MostSimilar] | None:
     """:func:`search`, or None where it cannot run: the caller then searches another way.
 
     A kernel that fails (an old GPU, no C compiler for Triton's launcher) is reported once, and not
@@ -136,8 +137,20 @@ def try_search(
         return None
 
 
-@torch.no_grad()
 def search(
+    bins: Tensor,
+    key_rows: Tensor,
+    interpolation: BinInterpolation,
+    references: Sequence[Tensor],
+    k: int,
+) -> list[MostSimilar]:
+    """See :func:`clab_d2.layers.most_similar.find_most_similar`; :func:`search_padded` says what
+    it takes and raises. The results are views of one tensor."""
+    return per_reference(search_padded(bins, key_rows, interpolation, references, k), references)
+
+
+@torch.no_grad()
+def search_padded(
     bins: Tensor,
     key_rows: Tensor,
     interpolation: BinInterpolation,
@@ -226,7 +239,7 @@ def search(
 
 
 def per_reference(found: MostSimilar, references: Sequence[Tensor]) -> list[MostSimilar]:
-    """What the search without Triton returns for each map, (N, min(K, P_t)); views."""
+    """What :func:`search_padded` found in each map, (N, min(K, P_t)); views."""
     return [
         MostSimilar(positions[:, : len(reference)], cosines[:, : len(reference)])
         for positions, cosines, reference in zip(

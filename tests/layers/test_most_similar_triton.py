@@ -1,7 +1,8 @@
 """The kernels run on a GPU where there is one, and here in Triton's interpreter.
 
 Triton reads TRITON_INTERPRET when it is imported, so the tests that run kernels without a GPU are
-those of this file again, in a process of their own: test_in_interpreter starts it.
+those of this file and of test_most_similar.py, in a process of their own: test_in_interpreter
+starts it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import formulas
 import numpy as np
 import pytest
 import torch
 
-from clab_d2.modeling import triton_most_similar
-from clab_d2.modeling.most_similar import BinInterpolation, MostSimilar, bin_interpolation
-from clab_d2.modeling.triton_most_similar import Blocks, is_available, per_reference, search
+from clab_d2.layers.most_similar import MostSimilar
+from clab_d2.layers.most_similar import triton as backend
+from clab_d2.layers.most_similar.triton import Blocks, is_available, per_reference, search_padded
+from clab_d2.layers.roi_pooling import BinInterpolation, bin_interpolation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -41,8 +45,10 @@ def test_in_interpreter():
     if version < (3, 2) and int(np.__version__.split(".")[0]) >= 2:
         pytest.skip("the interpreter of Triton before 3.2 stores nothing with NumPy 2")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_kernel"]
-    run = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
+    files = [__file__, str(Path(__file__).with_name("test_most_similar.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-k", "test_kernel or test_equals_the_formula and triton", *files]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted" in run.stdout:
         pytest.skip("the interpreter of this Triton cannot loop with NumPy 2.4 or later")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -67,17 +73,14 @@ def make_input(lengths, channels, dtype, device, num_rois=1, seed=0):
     )
 
 
-def all_cosines(bins, reference):
-    """The plain formula, in double precision: (N, P)."""
-    bins, reference = bins.double(), reference.double()
-    norms = (bins.norm(dim=1) + 1e-10)[:, None] * (reference.norm(dim=1) + 1e-10)
-    return bins @ reference.T / norms
-
-
 def assert_most_similar(found, bins, references, k, tolerance):
     assert found.positions.shape == found.cosines.shape == (len(bins), len(references), k)
-    for one, reference in zip(per_reference(found, references), references, strict=True):
-        expected = all_cosines(bins, reference)
+    assert_each_most_similar(per_reference(found, references), bins, references, k, tolerance)
+
+
+def assert_each_most_similar(found, bins, references, k, tolerance):
+    for one, reference in zip(found, references, strict=True):
+        expected = formulas.cosines(bins, reference)
         best = expected.topk(min(k, len(reference)), dim=1)
         close = {"atol": tolerance, "rtol": 0.0}
         torch.testing.assert_close(one.cosines.double(), best.values, **close)
@@ -92,7 +95,7 @@ def assert_most_similar(found, bins, references, k, tolerance):
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_kernel_equals_plain_formula(device, route, k):
     given = make_input([70, 33], 40, torch.float32, device)
-    found = search(*given, k, route=route, blocks=SMALL[route])
+    found = search_padded(*given, k, route=route, blocks=SMALL[route])
     assert found.positions.dtype == torch.int64
     assert_most_similar(found, given[0], given[-1], k, 1e-5)
 
@@ -109,22 +112,24 @@ def test_kernel_equals_plain_formula(device, route, k):
 )
 def test_kernel_in_half_precision(device, route, dtype):
     given = make_input([50, 20], 48, dtype, device)
-    found = search(*given, 2, route=route, blocks=SMALL[route])
+    found = search_padded(*given, 2, route=route, blocks=SMALL[route])
     assert_most_similar(found, given[0], given[-1], 2, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_kernel_with_its_own_blocks(device, dtype):
     given = make_input([30], 32, dtype, device)
-    found = triton_most_similar.try_search(*given, 2)
+    found = backend.try_search(*given, 2)
     assert found is not None
-    assert_most_similar(found, given[0], given[-1], 2, TOLERANCE[dtype])
+    assert_each_most_similar(found, given[0], given[-1], 2, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("route", ["direct", "interpolated"])
 def test_kernel_where_maps_are_smaller_than_k(device, route):
     bins, key_rows, interpolation, references = make_input([1, 40, 3], 16, torch.float32, device)
-    found = search(bins, key_rows, interpolation, references, 4, route=route, blocks=SMALL[route])
+    found = search_padded(
+        bins, key_rows, interpolation, references, 4, route=route, blocks=SMALL[route]
+    )
     assert_most_similar(found, bins, references, 4, 1e-5)
     for index, length in ((0, 1), (2, 3)):
         assert (found.cosines[:, index, length:] == -torch.inf).all()
@@ -145,8 +150,10 @@ def test_kernel_takes_the_lowest_of_equals(device, route):
     # Each of the nine rows nine times over, within a tile and across tiles.
     reference = distinct.repeat(9, 1)
     bins = interpolation.of(key_rows)
-    found = search(bins, key_rows, interpolation, [reference], 3, route=route, blocks=SMALL[route])
-    winner = all_cosines(bins, distinct).argmax(dim=1)
+    found = search_padded(
+        bins, key_rows, interpolation, [reference], 3, route=route, blocks=SMALL[route]
+    )
+    winner = formulas.cosines(bins, distinct).argmax(dim=1)
     expected = winner[:, None] + torch.tensor([0, 9, 18], device=device)
     assert torch.equal(found.positions[:, 0], expected)
 
@@ -159,7 +166,9 @@ def test_kernel_of_an_all_zero_map_and_bin(device):
     bins = interpolation.of(key_rows)
     references = [*references, torch.zeros_like(references[0])]
     for route, blocks in SMALL.items():
-        found = search(bins, key_rows, interpolation, references, 2, route=route, blocks=blocks)
+        found = search_padded(
+            bins, key_rows, interpolation, references, 2, route=route, blocks=blocks
+        )
         for cosines, positions in (
             (found.cosines[5], found.positions[5]),
             (found.cosines[:, 1], found.positions[:, 1]),
@@ -173,7 +182,9 @@ def test_kernel_keeps_positions_valid_where_features_are_not_numbers(device):
     bins, key_rows, interpolation, references = make_input([40], 16, torch.float32, device)
     bins[3], key_rows[:] = torch.nan, torch.nan
     for route, blocks in SMALL.items():
-        found = search(bins, key_rows, interpolation, references, 2, route=route, blocks=blocks)
+        found = search_padded(
+            bins, key_rows, interpolation, references, 2, route=route, blocks=blocks
+        )
         assert ((found.positions >= 0) & (found.positions < 40)).all()
 
 
@@ -181,12 +192,12 @@ def test_kernel_by_groups_of_references(device, monkeypatch):
     lengths = [20, 12, 25, 50, 10]
     given = make_input(lengths, 16, torch.float32, device)
     options = {"route": "interpolated", "blocks": SMALL["interpolated"]}
-    expected = search(*given, 2, **options)
+    expected = search_padded(*given, 2, **options)
     # Room for 35 positions: two small maps together, and one by itself that is too large.
-    monkeypatch.setattr(triton_most_similar, "CORRELATION_BYTES", 4 * 70 * 35)
-    groups = list(triton_most_similar._groups(lengths, 4 * 70))
+    monkeypatch.setattr(backend, "CORRELATION_BYTES", 4 * 70 * 35)
+    groups = list(backend._groups(lengths, 4 * 70))
     assert groups == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    found = search(*given, 2, **options)
+    found = search_padded(*given, 2, **options)
     assert torch.equal(found.positions, expected.positions)
     torch.testing.assert_close(found.cosines, expected.cosines)
 
@@ -194,11 +205,11 @@ def test_kernel_by_groups_of_references(device, monkeypatch):
 def test_kernel_needs_no_contiguous_input(device):
     bins, key_rows, interpolation, references = make_input([40], 16, torch.float32, device)
     options = {"route": "interpolated", "blocks": SMALL["interpolated"]}
-    expected = search(bins, key_rows, interpolation, references, 2, **options)
+    expected = search_padded(bins, key_rows, interpolation, references, 2, **options)
     columns = [tensor.T.contiguous().T for tensor in (bins, key_rows, *references, *interpolation)]
     assert not any(tensor.is_contiguous() for tensor in columns)
     interpolation = BinInterpolation(*columns[3:])
-    found = search(columns[0], columns[1], interpolation, [columns[2]], 2, **options)
+    found = search_padded(columns[0], columns[1], interpolation, [columns[2]], 2, **options)
     assert torch.equal(found.positions, expected.positions)
     torch.testing.assert_close(found.cosines, expected.cosines)
 
@@ -206,7 +217,7 @@ def test_kernel_needs_no_contiguous_input(device):
 def test_kernel_is_not_needed_without_bins(device):
     bins, key_rows, interpolation, references = make_input([40], 16, torch.float32, device)
     interpolation = BinInterpolation(*(tensor[:0] for tensor in interpolation))
-    found = search(bins[:0], key_rows, interpolation, references, 2)
+    found = search_padded(bins[:0], key_rows, interpolation, references, 2)
     assert found.positions.shape == found.cosines.shape == (0, 1, 2)
 
 
@@ -214,9 +225,9 @@ def test_kernel_is_not_needed_without_bins(device):
 @pytest.mark.parametrize(
     ("dtype", "route", "blocks"),
     [
-        (torch.float32, "interpolated", triton_most_similar.INTERPOLATED[0]),
-        (torch.float32, "direct", triton_most_similar.DIRECT_SINGLE[0]),
-        *((torch.bfloat16, "direct", blocks) for blocks in triton_most_similar.DIRECT_HALF),
+        (torch.float32, "interpolated", backend.INTERPOLATED[0]),
+        (torch.float32, "direct", backend.DIRECT_SINGLE[0]),
+        *((torch.bfloat16, "direct", blocks) for blocks in backend.DIRECT_HALF),
         (torch.float16, "direct", None),
         (torch.bfloat16, "interpolated", None),
     ],
@@ -235,16 +246,16 @@ def test_full_size_on_gpu(dtype, route, blocks):
     ]
     bins = interpolation.of(maps[0].float()).to(dtype)
     try:
-        found = search(bins, maps[0], interpolation, maps[1:], 2, route=route, blocks=blocks)
+        found = search_padded(bins, maps[0], interpolation, maps[1:], 2, route=route, blocks=blocks)
     except Exception as error:
         if type(error).__name__ == "OutOfResources" and blocks is not None:
             pytest.skip(f"this GPU is too small for {blocks}")
         raise
     for one, reference in zip(per_reference(found, maps[1:]), maps[1:], strict=True):
-        best = all_cosines(bins, reference).topk(2, dim=1)
+        best = formulas.cosines(bins, reference).topk(2, dim=1)
         close = {"atol": TOLERANCE[dtype], "rtol": 0.0}
         torch.testing.assert_close(one.cosines.double(), best.values, **close)
-        cosines = all_cosines(bins, reference).gather(1, one.positions)
+        cosines = formulas.cosines(bins, reference).gather(1, one.positions)
         torch.testing.assert_close(cosines, best.values, **close)
 
 
@@ -252,10 +263,10 @@ def test_full_size_on_gpu(dtype, route, blocks):
 @pytest.mark.parametrize(
     ("kernel", "capability", "dtype", "blocks", "instruction"),
     [
-        ("direct_kernel", 90, "bf16", triton_most_similar.DIRECT_HALF[0], "wgmma"),
-        ("direct_kernel", 80, "fp16", triton_most_similar.DIRECT_HALF[1], "mma.sync"),
-        ("direct_kernel", 80, "fp32", triton_most_similar.DIRECT_SINGLE[0], "fma.rn.f32"),
-        ("interpolated_kernel", 90, "fp32", triton_most_similar.INTERPOLATED[0], "fma.rn.f32"),
+        ("direct_kernel", 90, "bf16", backend.DIRECT_HALF[0], "wgmma"),
+        ("direct_kernel", 80, "fp16", backend.DIRECT_HALF[1], "mma.sync"),
+        ("direct_kernel", 80, "fp32", backend.DIRECT_SINGLE[0], "fma.rn.f32"),
+        ("interpolated_kernel", 90, "fp32", backend.INTERPOLATED[0], "fma.rn.f32"),
     ],
 )
 def test_compiles_for_gpus_that_are_not_here(
@@ -267,7 +278,7 @@ def test_compiles_for_gpus_that_are_not_here(
     from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(triton_most_similar._kernels(), kernel)
+    function = getattr(backend._kernels(), kernel)
     constants = {"K": 2, "SLOTS": 2, "BLOCK_N": blocks.bins, "BLOCK_P": blocks.positions}
     if blocks.channels is None:
         constants |= {"NUM_SAMPLES": 16}
@@ -302,10 +313,10 @@ class TestAvailability:
     @pytest.fixture(autouse=True)
     def fresh(self, monkeypatch):
         """Neither the import's result nor a failure is kept from, or for, another test."""
-        triton_most_similar._kernels.cache_clear()
-        monkeypatch.setattr(triton_most_similar, "_failed", set())
+        backend._kernels.cache_clear()
+        monkeypatch.setattr(backend, "_failed", set())
         yield
-        triton_most_similar._kernels.cache_clear()
+        backend._kernels.cache_clear()
 
     @pytest.fixture
     def given(self):
@@ -314,29 +325,31 @@ class TestAvailability:
     @pytest.fixture
     def without_triton(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "triton", None)
-        monkeypatch.delitem(sys.modules, "clab_d2.modeling.most_similar_kernels", raising=False)
+        monkeypatch.delitem(
+            sys.modules, "clab_d2.layers.most_similar.triton_kernels", raising=False
+        )
 
     def test_not_on_a_cpu_and_triton_is_not_even_imported(self, given, monkeypatch):
         def imported():
             raise AssertionError("imports Triton")
 
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        monkeypatch.setattr(triton_most_similar, "_kernels", imported)
+        monkeypatch.setattr(backend, "_kernels", imported)
         assert not is_available("cpu")
         assert not is_available(torch.device("meta"))
-        assert triton_most_similar.try_search(*given, 2) is None
+        assert backend.try_search(*given, 2) is None
         monkeypatch.undo()
 
     def test_not_without_triton(self, given, monkeypatch, without_triton):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         assert not is_available("cpu")
-        assert triton_most_similar.try_search(*given, 2) is None
+        assert backend.try_search(*given, 2) is None
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         assert not is_available("cuda")
 
     def test_on_gpus_with_usable_tensor_cores(self, monkeypatch):
-        monkeypatch.setattr(triton_most_similar, "_kernels", lambda: pytest)
+        monkeypatch.setattr(backend, "_kernels", lambda: pytest)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         assert is_available("cuda")
@@ -353,10 +366,10 @@ class TestAvailability:
             calls.append(arguments)
             raise RuntimeError("PTX was compiled\nwith an unsupported toolchain")
 
-        monkeypatch.setattr(triton_most_similar, "is_available", lambda device: True)
-        monkeypatch.setattr(triton_most_similar, "search", fails)
+        monkeypatch.setattr(backend, "is_available", lambda device: True)
+        monkeypatch.setattr(backend, "search", fails)
         for _ in range(3):
-            assert triton_most_similar.try_search(*given, 2) is None
+            assert backend.try_search(*given, 2) is None
         assert len(calls) == 1
         (record,) = caplog.records
         assert record.levelname == "WARNING"
@@ -366,18 +379,18 @@ class TestAvailability:
         def fails(*arguments):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(triton_most_similar, "is_available", lambda device: True)
-        monkeypatch.setattr(triton_most_similar, "search", fails)
+        monkeypatch.setattr(backend, "is_available", lambda device: True)
+        monkeypatch.setattr(backend, "search", fails)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            triton_most_similar.try_search(*given, 2)
+            backend.try_search(*given, 2)
 
     def test_none_for_what_no_kernel_takes(self, given, monkeypatch):
-        monkeypatch.setattr(triton_most_similar, "is_available", lambda device: True)
+        monkeypatch.setattr(backend, "is_available", lambda device: True)
         bins, key_rows, interpolation, references = given
         double = [reference.double() for reference in references]
         arguments = (bins.double(), key_rows.double(), interpolation, double)
-        assert triton_most_similar.try_search(*arguments, 2) is None
-        assert triton_most_similar.try_search(*given, triton_most_similar.MAX_K + 1) is None
+        assert backend.try_search(*arguments, 2) is None
+        assert backend.try_search(*given, backend.MAX_K + 1) is None
 
     def test_a_gpu_too_small_for_one_choice_of_blocks_takes_the_next(self):
         triton = pytest.importorskip("triton")
@@ -395,11 +408,11 @@ class TestAvailability:
                 return launch
 
         large, medium, small = Blocks(64, 32, 16, 8, 3), Blocks(32, 32, 16, 4, 2), SMALL["direct"]
-        triton_most_similar._launch(Kernel(), 100, 3, (), {"K": 2}, (large, medium, small))
+        backend._launch(Kernel(), 100, 3, (), {"K": 2}, (large, medium, small))
         sizes = {"BLOCK_N": 32, "BLOCK_P": 32, "BLOCK_C": 16}
         assert taken == [((4, 3), 4, {"K": 2, "num_stages": 2, **sizes})]
         with pytest.raises(triton.OutOfResources):
-            triton_most_similar._launch(Kernel(), 100, 3, (), {"K": 2}, (large,))
+            backend._launch(Kernel(), 100, 3, (), {"K": 2}, (large,))
 
 
 @pytest.mark.parametrize(
@@ -419,7 +432,7 @@ def test_refuses_what_does_not_fit_together(change, message):
     given = make_input([40], 16, torch.float32, torch.device("cpu"))
     arguments = dict(zip(names, given, strict=True), k=2)
     with pytest.raises(ValueError, match=message):
-        search(**{**arguments, **change})
+        search_padded(**{**arguments, **change})
 
 
 def test_per_reference_drops_what_a_small_map_has_not():

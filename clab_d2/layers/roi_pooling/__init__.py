@@ -1,13 +1,21 @@
-"""Detectron2's ROIPooler with a faster RoIAlign on the CPU."""
+"""RoIAlign over one or several feature levels: Detectron2's ROIPooler, faster on a CPU."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from clab_d2.modeling.most_similar import bin_interpolation, map_rows
+from clab_d2.layers.roi_pooling import pytorch
+from clab_d2.layers.roi_pooling.pytorch import BinInterpolation, bin_interpolation
+
+__all__ = ["Backend", "BinInterpolation", "FastROIPooler", "bin_interpolation"]
+
+# Weighted sums of rows (see pytorch.py), or torchvision's kernels, by way of Detectron2's ROIPooler
+Backend = Literal["pytorch", "torchvision"]
 
 
 class FastROIPooler(ROIPooler):
@@ -25,6 +33,8 @@ class FastROIPooler(ROIPooler):
         scales: list[float],
         sampling_ratio: int,
         pooler_type: str,
+        *,
+        backend: Backend | None = None,
         **kwargs: int,
     ) -> None:
         """
@@ -33,12 +43,22 @@ class FastROIPooler(ROIPooler):
             scales: feature pixels per image pixel, for each level.
             sampling_ratio: samples along each side of a bin.
             pooler_type: Detectron2's name, such as "ROIAlignV2".
+            backend: default by device and pooler, see above.
             kwargs: see :class:`ROIPooler`.
+
+        Raises:
+            ValueError: the backend "pytorch" for a pooler that is not linear.
         """
         super().__init__(output_size, scales, sampling_ratio, pooler_type, **kwargs)
         self.scales = list(scales)
         self.sampling_ratio = sampling_ratio
         self._is_linear = pooler_type == "ROIAlignV2" and sampling_ratio > 0
+        if backend == "pytorch" and not self._is_linear:
+            raise ValueError(
+                "the backend 'pytorch' needs ROIAlignV2 with a positive sampling ratio, not "
+                f"{pooler_type} with {sampling_ratio}"
+            )
+        self.backend = backend
 
     def levels_of(self, boxes: Boxes) -> Tensor:
         """(R,) index of the feature level that each box is pooled from."""
@@ -61,7 +81,7 @@ class FastROIPooler(ROIPooler):
         Returns:
             (R, C, output_size, output_size).
         """
-        if x[0].device.type != "cpu" or not self._is_linear:
+        if self._backend_for(x[0].device) == "torchvision":
             return super().forward(x, box_lists)
         return torch.cat(
             [
@@ -70,22 +90,26 @@ class FastROIPooler(ROIPooler):
             ]
         )
 
+    def _backend_for(self, device: torch.device) -> Backend:
+        if self.backend is not None:
+            return self.backend
+        return "pytorch" if device.type == "cpu" and self._is_linear else "torchvision"
+
     def _pool_image(self, levels: list[Tensor], boxes: Boxes) -> Tensor:
         """RoIs of one image from its maps (C, h, w)."""
-        size, channels = self.output_size[0], levels[0].shape[0]
+        size = self.output_size[0]
+        if len(levels) == 1:
+            return self._pool_level(levels[0], boxes.tensor, 0).permute(0, 3, 1, 2)
         level_of = self.levels_of(boxes)
-        pooled = levels[0].new_zeros(len(boxes), size, size, channels)
-        for index, (feature, scale) in enumerate(zip(levels, self.scales, strict=True)):
+        pooled = levels[0].new_zeros(len(boxes), size, size, levels[0].shape[0])
+        for index, feature in enumerate(levels):
             chosen = (level_of == index).nonzero().flatten()
-            interpolation = bin_interpolation(
-                boxes.tensor[chosen].to(torch.promote_types(boxes.tensor.dtype, feature.dtype)),
-                size,
-                scale,
-                self.sampling_ratio,
-                *feature.shape[-2:],
-            )
-            bins = interpolation.of(map_rows(feature)).view(-1, size, size, channels)
-            if len(levels) == 1:
-                return bins.permute(0, 3, 1, 2)
+            bins = self._pool_level(feature, boxes.tensor[chosen], index)
             pooled = pooled.index_copy(0, chosen, bins)
         return pooled.permute(0, 3, 1, 2)
+
+    def _pool_level(self, feature: Tensor, boxes: Tensor, level: int) -> Tensor:
+        """(R, output_size, output_size, C) from one level's map (C, h, w)."""
+        return pytorch.roi_align(
+            feature, boxes, self.output_size[0], self.scales[level], self.sampling_ratio
+        )

@@ -1,6 +1,6 @@
 """Triton kernels of the search for most similar positions; imported only where Triton is.
 
-:mod:`clab_d2.modeling.triton_most_similar` launches them and says what they compute. One program
+:mod:`clab_d2.layers.most_similar.triton` launches them and says what they compute. One program
 searches one reference map for one block of RoI bins: it goes over the map tile by tile, and keeps
 of each tile only the K best of every bin, merged into a running list in registers.
 """
@@ -11,7 +11,7 @@ import triton.language as tl
 
 # Larger than any position: the position of a slot that nothing has filled yet.
 NOWHERE = tl.constexpr(2**30)
-# most_similar.NORM_EPS; a kernel reads no plain globals.
+# common.NORM_EPS; a kernel reads no plain globals.
 NORM_EPS = tl.constexpr(1e-10)
 
 

@@ -1,0 +1,66 @@
+"""What the backends of the search for most similar positions give, and what two of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Added to norms before dividing, as the release does.
+NORM_EPS = 1e-10
+# Reference positions searched at a time: large enough for an efficient product, small enough for
+# the tile's similarities to stay in cache.
+TILE = 512
+
+
+class MostSimilar(NamedTuple):
+    """The K most similar reference positions of each of N bins, best first.
+
+    Attributes:
+        positions: (N, K) indices into the flattened reference map.
+        cosines: (N, K) cosine similarities.
+    """
+
+    positions: Tensor
+    cosines: Tensor
+
+
+# (correlation of a tile (h * w, tile), its first position, greatest products so far (N, K), their
+# positions (N, K)) -> the greatest products with those of the tile among them, their positions
+Merge = Callable[[Tensor, int, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def search_by_tiles(
+    bins: Tensor, key_rows: Tensor, references: Sequence[Tensor], k: int, merge: Merge, tile: int
+) -> list[MostSimilar]:
+    """Search each reference map for what is most similar to the RoI bins, tile by tile.
+
+    RoIAlign is linear in the feature map, so a bin's products with all reference positions are the
+    RoIAlign of the key map's correlation with them: one smaller matrix product, then a weighted sum
+    of a few of its rows for each bin. No similarity matrix longer than one tile exists.
+
+    Args:
+        bins: (N, C) RoI bins of the key frame.
+        key_rows: (h * w, C) its feature map, position by position.
+        references: T maps (P_t, C), position by position.
+        k: how many positions to take of each map; all, where it has fewer.
+        merge: interpolates a tile's correlation, and keeps the greatest products.
+        tile: positions to correlate at a time.
+    """
+    # In half precision sums of squares overflow and cosines hardly differ.
+    bin_norms = bins.norm(dim=1, dtype=torch.promote_types(bins.dtype, torch.float32))
+    key_rows = key_rows.contiguous()
+    found = []
+    for rows in references:
+        norms = rows.norm(dim=1, keepdim=True, dtype=bin_norms.dtype)
+        unit_rows = (rows / (norms + NORM_EPS)).to(key_rows.dtype)
+        shape = (len(bins), min(k, len(rows)))
+        values = bin_norms.new_full(shape, -torch.inf)
+        positions = torch.zeros(shape, dtype=torch.long, device=values.device)
+        for start in range(0, len(unit_rows), tile):
+            correlation = key_rows @ unit_rows[start : start + tile].T
+            values, positions = merge(correlation, start, values, positions)
+        found.append(MostSimilar(positions, values / (bin_norms[:, None] + NORM_EPS)))
+    return found

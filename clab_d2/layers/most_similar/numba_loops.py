@@ -1,0 +1,115 @@
+"""Loops over RoI bins on NumPy arrays, compiled by Numba: the search for most similar positions.
+
+:mod:`clab_d2.layers.most_similar.numba` calls them. Imported only where Numba is installed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clab_d2.layers.numba_support import compile_loop
+
+# Reference positions whose similarities are held at a time: few enough for the first-level cache,
+# and for the rows of the correlation that a RoI needs to stay in the second-level cache.
+_BLOCK = 512
+# Positions whose greatest is found in a vector operation.
+_LANES = 64
+
+
+@compile_loop
+def merge_samples(
+    positions: np.ndarray, weights: np.ndarray, rows: np.ndarray, row_weights: np.ndarray,
+    num_rows: np.ndarray, start: int, stop: int,
+) -> None:  # fmt: skip
+    """See :func:`clab_d2.layers.most_similar.numba.merge_samples`; bins ``start`` to ``stop``."""
+    for n in range(start, stop):
+        count = 0
+        for s in range(positions.shape[1]):
+            if weights[n, s] == 0:
+                continue
+            place = count
+            for earlier in range(count):
+                if rows[n, earlier] == positions[n, s]:
+                    place = earlier
+            if place == count:
+                rows[n, count] = positions[n, s]
+                row_weights[n, count] = 0
+                count += 1
+            row_weights[n, place] += weights[n, s]
+        # Rows go four at a time; those beyond the count are row 0 with weight 0.
+        num_rows[n] = max(4, (count + 3) // 4 * 4)
+
+
+@compile_loop
+def _interpolate(
+    table: np.ndarray, begin: int, rows: np.ndarray, weights: np.ndarray, count: int,
+    output: np.ndarray,
+) -> None:  # fmt: skip
+    """``output = sum of weights * table[rows, begin:]`` over ``count`` rows, a multiple of 4."""
+    end = begin + len(output)
+    for s in range(0, count, 4):
+        w0, w1, w2, w3 = weights[s], weights[s + 1], weights[s + 2], weights[s + 3]
+        r0, r1 = table[rows[s], begin:end], table[rows[s + 1], begin:end]
+        r2, r3 = table[rows[s + 2], begin:end], table[rows[s + 3], begin:end]
+        if s == 0:
+            for p in range(len(output)):
+                output[p] = w0 * r0[p] + w1 * r1[p] + w2 * r2[p] + w3 * r3[p]
+        else:
+            for p in range(len(output)):
+                output[p] += w0 * r0[p] + w1 * r1[p] + w2 * r2[p] + w3 * r3[p]
+
+
+@compile_loop
+def _insert(value: np.float32, position: int, values: np.ndarray, positions: np.ndarray) -> None:
+    """Put a value that belongs there into a list of the greatest, which is sorted."""
+    rank = len(values) - 1
+    while rank > 0 and value > values[rank - 1]:
+        values[rank], positions[rank] = values[rank - 1], positions[rank - 1]
+        rank -= 1
+    values[rank], positions[rank] = value, position
+
+
+@compile_loop
+def _keep_greatest(
+    products: np.ndarray, begin: int, lanes: np.ndarray, values: np.ndarray, positions: np.ndarray
+) -> None:
+    """Merge a block of products, of the positions from ``begin`` on, into the greatest so far."""
+    last = len(values) - 1
+    whole = len(products) // _LANES * _LANES
+    if whole:
+        for lane in range(_LANES):
+            lanes[lane] = products[lane]
+        for group in range(_LANES, whole, _LANES):
+            part = products[group : group + _LANES]
+            for lane in range(_LANES):
+                lanes[lane] = max(lanes[lane], part[lane])
+        quarter = _LANES // 4
+        for lane in range(quarter):
+            lanes[lane] = max(
+                max(lanes[lane], lanes[lane + quarter]),
+                max(lanes[lane + 2 * quarter], lanes[lane + 3 * quarter]),
+            )
+        # Rarely is any of them great enough to look for it.
+        for lane in range(quarter):
+            if lanes[lane] > values[last]:
+                for p in range(lane, whole, quarter):
+                    if products[p] > values[last]:
+                        _insert(products[p], begin + p, values, positions)
+    for p in range(whole, len(products)):
+        if products[p] > values[last]:
+            _insert(products[p], begin + p, values, positions)
+
+
+@compile_loop
+def search_bins(
+    correlation: np.ndarray, rows: np.ndarray, row_weights: np.ndarray, num_rows: np.ndarray,
+    first: int, values: np.ndarray, positions: np.ndarray, start: int, stop: int,
+) -> None:  # fmt: skip
+    """See :func:`clab_d2.layers.most_similar.numba.keep_greatest`; bins ``start`` to ``stop``."""
+    products, lanes = np.empty(_BLOCK, np.float32), np.empty(_LANES, np.float32)
+    length = correlation.shape[1]
+    for begin in range(0, length, _BLOCK):
+        block = products[: min(_BLOCK, length - begin)]
+        for n in range(start, stop):
+            _interpolate(correlation, begin, rows[n], row_weights[n], num_rows[n], block)
+            _keep_greatest(block, first + begin, lanes, values[n], positions[n])

@@ -1,0 +1,59 @@
+"""The search for most similar positions in PyTorch's operators, and cosines with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clab_d2.layers.most_similar.common import NORM_EPS, TILE, MostSimilar, search_by_tiles
+from clab_d2.layers.roi_pooling.pytorch import BinInterpolation
+
+
+@torch.no_grad()
+def search(
+    bins: Tensor,
+    key_rows: Tensor,
+    interpolation: BinInterpolation,
+    references: Sequence[Tensor],
+    k: int,
+    *,
+    tile: int = TILE,
+) -> list[MostSimilar]:
+    """See :func:`clab_d2.layers.most_similar.find_most_similar`.
+
+    Args:
+        tile: reference positions to correlate at a time.
+    """
+
+    def merge(
+        correlation: Tensor, start: int, values: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        similarity = interpolation.of(correlation)
+        found, at = similarity.topk(min(values.shape[1], similarity.shape[1]), dim=1)
+        values, order = torch.cat([values, found.to(values.dtype)], dim=1).topk(
+            values.shape[1], dim=1
+        )
+        return values, torch.cat([positions, at + start], dim=1).gather(1, order)
+
+    return search_by_tiles(bins, key_rows, references, k, merge, tile)
+
+
+def cosines_at(bins: Tensor, reference_rows: Tensor, positions: Tensor) -> Tensor:
+    """Cosines of bins with chosen reference positions, with gradients to both.
+
+    The search itself gives no gradient; only the chosen positions' cosines need one.
+
+    Args:
+        bins: (N, C).
+        reference_rows: (P, C), not normalised.
+        positions: (N, K).
+
+    Returns:
+        (N, K).
+    """
+    chosen = reference_rows[positions]
+    products = torch.einsum("nc,nkc->nk", bins, chosen)
+    bin_norms = bins.norm(dim=1, keepdim=True) + NORM_EPS
+    return products / bin_norms / (reference_rows.norm(dim=1)[positions] + NORM_EPS)

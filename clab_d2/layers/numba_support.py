@@ -1,0 +1,86 @@
+"""What the Numba backends share: whether they can be used, and their loops on several threads.
+
+The loops walk RoI by RoI, so that what a RoI needs stays in the core's cache, which a chain of
+PyTorch operators, each over all RoIs, cannot do. Matrix products stay PyTorch's. They stand in
+modules of their own, ``numba_loops``, imported only where Numba is (``pip install numba``).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# Pieces of work for each thread, as RoIs differ in cost.
+_PIECES = 4
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def compile_loop(function: Loop) -> Loop:
+    """Compile a loop over NumPy arrays when it is first called, and keep the result on disk.
+
+    It releases the interpreter's lock, so that several threads can run one each on disjoint pieces
+    of its output. Its sums may be reordered, which lets them run in vector registers; infinities
+    stay what they are.
+
+    Raises:
+        ImportError: Numba is not installed.
+        RuntimeError: Numba finds no folder to keep compiled code in.
+    """
+    import numba
+
+    return numba.njit(
+        nogil=True,
+        cache=True,
+        fastmath={"reassoc", "contract", "arcp", "nsz", "nnan"},
+        error_model="numpy",
+    )(function)
+
+
+@functools.cache
+def load_loops(name: str) -> ModuleType | None:
+    """A module of compiled loops; None without Numba, or with one that does not fit this Python."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        logger.debug("%s: running without compiled loops: %s", name, error)
+        return None
+
+
+def are_fit(*tensors: Tensor) -> bool:
+    """Whether loops can take these: on a CPU, of single precision or less (they compute in single
+    precision)."""
+    return all(t.device.type == "cpu" and t.dtype in _PRECISIONS for t in tensors)
+
+
+def in_parallel(function: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Call ``function(*arguments, start, stop)`` for pieces of ``range(count)``, on as many threads
+    as PyTorch takes; tensors become NumPy arrays."""
+    arguments = tuple(
+        argument.numpy() if isinstance(argument, Tensor) else argument for argument in arguments
+    )
+    threads = torch.get_num_threads()
+    if threads == 1 or count <= 1:
+        function(*arguments, 0, count)
+        return
+    step = -(-count // (threads * _PIECES))
+    pieces = [(start, min(start + step, count)) for start in range(0, count, step)]
+    futures = [_pool(threads).submit(function, *arguments, *piece) for piece in pieces]
+    for future in futures:
+        future.result()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="clab_d2-numba")

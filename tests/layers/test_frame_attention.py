@@ -1,0 +1,107 @@
+"""The backends compute what the formula says, in few RoIs at a time or many."""
+
+from __future__ import annotations
+
+import formulas
+import pytest
+import torch
+
+from clab_d2.layers import numba_support
+from clab_d2.layers.frame_attention import (
+    FrameEmbedding,
+    FrameRows,
+    attend_over_frames,
+    mean_over_frames,
+    numba,
+    pytorch,
+)
+
+BACKENDS = [
+    pytest.param(pytorch, id="pytorch"),
+    pytest.param(
+        numba,
+        id="numba",
+        marks=pytest.mark.skipif(
+            not numba.is_available(torch.zeros(1)), reason="Numba is not installed"
+        ),
+    ),
+]
+
+
+def make_case(num_rois, num_refs, k, num_heads, *, size=4, channels=8, bias=True, seed=0):
+    """Features, rows and embedding, in double precision."""
+    torch.manual_seed(seed)
+    features = torch.randn(num_rois, size, size, channels, dtype=torch.float64)
+    table = torch.randn(30, channels, dtype=torch.float64)
+    num_bins = num_rois * size * size
+    rows = FrameRows(
+        table,
+        torch.randint(len(table), (num_bins, num_refs, k)),
+        torch.rand(num_bins, num_refs, k, dtype=torch.float64),
+        # A frame that is drawn more than once counts as often.
+        [1 + index % 3 for index in range(num_refs)],
+    )
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=bias).double()
+    own = conv(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach()
+    bias = None if conv.bias is None else conv.bias.detach()
+    return features, rows, FrameEmbedding(own, conv.weight.detach(), bias, num_heads)
+
+
+def in_precision(case, dtype):
+    features, rows, embedding = case
+    return (
+        features.to(dtype),
+        rows._replace(table=rows.table.to(dtype), weights=rows.weights.to(dtype)),
+        embedding._replace(own=embedding.own.to(dtype)),
+    )
+
+
+def attended(case):
+    features, rows, embedding = case
+    gathered = formulas.gather(rows.table, rows.positions, rows.weights)
+    return formulas.attend_over_frames(
+        features, gathered, rows.counts, embedding.weight, embedding.bias, embedding.num_heads
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_heads", [1, 4])
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("num_refs", [1, 3, 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_equals_the_formula(backend, num_heads, k, num_refs, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    # More RoIs than a backend takes at a time.
+    monkeypatch.setattr(pytorch, "CHUNK_BYTES_CPU", 2**15)
+    case = make_case(37, num_refs, k, num_heads)
+    actual = backend.attend(*in_precision(case, torch.float32))
+    assert actual.dtype == torch.float32 and actual.is_contiguous()
+    torch.testing.assert_close(actual.double(), attended(case), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_by_an_embedding_without_bias(backend):
+    case = make_case(5, 3, 2, 4, bias=False)
+    actual = backend.attend(*in_precision(case, torch.float32))
+    torch.testing.assert_close(actual.double(), attended(case), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("num_refs", [1, 4])
+def test_mean_equals_the_formula(k, num_refs, monkeypatch):
+    monkeypatch.setattr(pytorch, "CHUNK_BYTES_CPU", 2**12)
+    features, rows, _ = make_case(9, num_refs, k, 1)
+    gathered = formulas.gather(rows.table, rows.positions, rows.weights)
+    expected = formulas.mean_over_frames(features, gathered, rows.counts)
+    torch.testing.assert_close(mean_over_frames(features, rows), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_takes_a_backend_that_fits(dtype, monkeypatch):
+    """Double precision is computed in double precision, single precision without Numba, too."""
+    monkeypatch.setattr(numba_support, "load_loops", lambda name: None)
+    case = make_case(5, 3, 2, 4)
+    actual = attend_over_frames(*in_precision(case, dtype))
+    assert actual.dtype == dtype
+    expected = attended(case)
+    torch.testing.assert_close(actual, expected.to(dtype))
