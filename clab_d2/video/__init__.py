@@ -10,6 +10,7 @@ from clab_d2.video.sources import (
     FileSource,
     FolderSource,
     SequenceSource,
+    StreamSource,
     VideoSource,
     open_video,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "FrameFolderWriter",
     "FrameWriter",
     "SequenceSource",
+    "StreamSource",
     "VideoDetector",
     "VideoSource",
     "VideoWriter",

@@ -23,7 +23,7 @@ from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
 from clab_d2.data.frames import ClipAugmentation
 from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.video.sources import SequenceSource, VideoSource, open_video
+from clab_d2.video.sources import VideoSource, open_video
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ class VideoDetector:
         the first), with no detections, and its number goes to ``unreadable_frames``.
 
         Args:
-            source: what :func:`open_video` takes, a source (left open at the end), or RGB uint8
-                arrays (H, W, 3): a sequence, or an iterable as a stream.
+            source: what :func:`open_video` takes, or a source, which is left open at the end.
             online: use frames of the past only, as a live stream must. Streams always do:
                 ``TEST.REFERENCES.NUM`` of them, ``STRIDE`` apart, whatever ``SAMPLING`` says.
 
@@ -90,13 +89,11 @@ class VideoDetector:
             DataError: if the source cannot be opened.
             RuntimeError: if another ``detect`` of this detector has begun meanwhile.
         """
-        if isinstance(source, str | int | os.PathLike):
-            with open_video(source) as opened:
-                yield from self._detect(opened, online)
-        elif isinstance(source, VideoSource):
+        if isinstance(source, VideoSource):
             yield from self._detect(source, online)
         else:
-            yield from self._detect(SequenceSource(source), online)
+            with open_video(source) as opened:
+                yield from self._detect(opened, online)
 
     def _detect(self, source: VideoSource, online: bool) -> Iterator[tuple[np.ndarray, Instances]]:
         run = self._run = next(_video_ids)
@@ -106,7 +103,7 @@ class VideoDetector:
             sampling = dataclasses.replace(sampling, method="causal")
         # Causal references lie behind, adaptive ones anywhere: these are read by their number.
         reach = sampling.num // 2 + 1 if sampling.method == "fixed" else 0
-        frames = _Frames(source, reach * sampling.stride, self.unreadable_frames)
+        frames = _LookAheadReader(source, reach * sampling.stride, self.unreadable_frames)
         clips = self._clips(sampling, frames, run)
         if source.num_frames is None:
             # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
@@ -134,7 +131,7 @@ class VideoDetector:
             )
 
     def _clips(
-        self, sampling: ReferenceSampling, frames: _Frames, video_id: int
+        self, sampling: ReferenceSampling, frames: _LookAheadReader, video_id: int
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Each frame as it is shown, and the clip that the model takes for it."""
         images = ClipImages(sampling)
@@ -154,7 +151,11 @@ class VideoDetector:
             yield last_good, images.complete(clip)
 
     def _clip(
-        self, sampling: ReferenceSampling, frames: _Frames, key: int, image: np.ndarray | None
+        self,
+        sampling: ReferenceSampling,
+        frames: _LookAheadReader,
+        key: int,
+        image: np.ndarray | None,
     ) -> dict[str, Any]:
         """What the model takes for one key frame, but for its size and video.
 
@@ -190,7 +191,7 @@ class VideoDetector:
         return tensor.pin_memory() if self._pins_memory else tensor
 
 
-class _Frames:
+class _LookAheadReader:
     """Frames of a source for a reader that walks forwards and looks ahead.
 
     A frame up to ``reach`` ahead is read along with all before it, and these are held until

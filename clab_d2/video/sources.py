@@ -9,7 +9,7 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -110,10 +110,43 @@ class FolderSource(VideoSource):
 
 
 class SequenceSource(VideoSource):
-    """Frames that a program holds or makes: RGB uint8 arrays (H, W, 3).
+    """Frames that a program holds, as often and in what order they are asked for.
 
     Args:
-        frames: a sequence (random access, length known) or any iterable (a stream).
+        frames: RGB uint8 arrays (H, W, 3), or one array (N, H, W, 3).
+
+    Raises:
+        DataError: if there is none, or they are no such arrays.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[np.ndarray] | np.ndarray,
+        fps: float = DEFAULT_FPS,
+        name: str = "frames",
+    ) -> None:
+        self.name = name
+        self.fps = fps
+        self._frames = frames
+        self.num_frames = len(frames)
+        if not self.num_frames:
+            raise DataError(f"{name}: no frames were given")
+        shape = np.shape(frames[0])
+        if len(shape) != 3 or shape[2] != 3:
+            raise DataError(f"{name}: a frame must be an RGB array (H, W, 3); it has shape {shape}")
+        self.height, self.width = shape[:2]
+
+    def read(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self._frames):
+            raise IndexError(f"{self.name}: no frame {index}; it has {len(self._frames)}")
+        return np.asarray(self._frames[index])
+
+
+class StreamSource(VideoSource):
+    """Frames that a program makes, each read once and in order; there may be no end of them.
+
+    Args:
+        frames: gives RGB uint8 arrays (H, W, 3); left open at the end.
     """
 
     def __init__(
@@ -121,26 +154,13 @@ class SequenceSource(VideoSource):
     ) -> None:
         self.name = name
         self.fps = fps
+        self._frames = iter(frames)
         self._next = 0
-        self._sequence: Sequence[np.ndarray] | None = None
-        self._stream: Iterator[np.ndarray] = iter(())
-        if isinstance(frames, Sequence) or (isinstance(frames, np.ndarray) and frames.ndim == 4):
-            self._sequence = frames
-            self.num_frames = len(frames)
-            if not self.num_frames:
-                raise DataError(f"{name}: no frames were given")
-            self.height, self.width = frames[0].shape[:2]
-        else:
-            self._stream = iter(frames)
 
     def read(self, index: int) -> np.ndarray:
-        if self._sequence is not None:
-            if not 0 <= index < len(self._sequence):
-                raise IndexError(f"{self.name}: no frame {index}")
-            return np.asarray(self._sequence[index])
         if index != self._next:
             raise RuntimeError(f"{self.name}: a stream gives frame {self._next} now, not {index}")
-        frame = next(self._stream, None)
+        frame = next(self._frames, None)
         if frame is None:
             raise IndexError(f"{self.name}: the stream ended after {index} frames")
         self._next += 1
@@ -148,11 +168,11 @@ class SequenceSource(VideoSource):
         return np.asarray(frame)
 
 
-class CameraSource(SequenceSource):
+class CameraSource(StreamSource):
     """A camera, by number or device file: an endless stream.
 
-    Detection is slower than most cameras, so each read gives the newest frame: a thread takes them
-    in, and those that nobody asked for in time are dropped.
+    Detection is slower than most cameras, so each read gives the newest frame: from the first read
+    on a thread takes them in, and those that nobody asked for in time are dropped.
 
     Raises:
         DataError: if the camera cannot be opened.
@@ -165,38 +185,31 @@ class CameraSource(SequenceSource):
         if not self._capture.isOpened():
             raise DataError(f"{name}: cannot be opened; check that it is there and not in use")
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        super().__init__(iter(()), self._capture.get(cv2.CAP_PROP_FPS) or 30.0, name)
-        self._newest: Prefetcher[np.ndarray] | None = None
+        fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
+        self._newest = _newest_frames(self._capture)
+        super().__init__(self._newest, fps, name)
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH)) or None
         self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) or None
 
-    def read(self, index: int) -> np.ndarray:
-        if self._newest is None:
-            self._stream = self._newest = Prefetcher(self._frames(), newest=True)
-        return super().read(index)
-
-    def _frames(self) -> Iterator[np.ndarray]:
-        while True:
-            there, frame = self._capture.read()
-            if not there:
-                return
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
     def close(self) -> None:
-        if self._newest is not None:
-            self._newest.close()
+        self._newest.close()
         self._capture.release()
 
 
-def open_video(source: str | int | os.PathLike[str] | VideoSource) -> VideoSource:
-    """Open a video file, a folder of frames, a picture, or a camera (``0`` or ``/dev/video0``).
+def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> VideoSource:
+    """Open a video file, a folder of frames, a picture, a camera, or frames that a program holds.
+
+    Args:
+        source: a path; a camera's number or device file (``0``, ``"0"``, ``"/dev/video0"``); or
+            RGB uint8 arrays (H, W, 3), where those of an iterable that is no sequence are a stream.
 
     Raises:
         DataError: if it is missing or is none of these; one line that names it.
     """
-    if isinstance(source, VideoSource):
-        return source
-    name = os.fspath(source) if not isinstance(source, int) else str(source)
+    if not isinstance(source, str | int | os.PathLike):
+        is_sequence = isinstance(source, Sequence | np.ndarray)
+        return SequenceSource(source) if is_sequence else StreamSource(source)
+    name = str(source) if isinstance(source, int) else os.fspath(source)
     path = Path(name)
     if re.fullmatch(r"\d+|/dev/video\d+", name) and not path.is_dir() and not path.is_file():
         return CameraSource(name)
@@ -207,6 +220,20 @@ def open_video(source: str | int | os.PathLike[str] | VideoSource) -> VideoSourc
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return FolderSource(path)
     return FileSource(path)
+
+
+def _newest_frames(capture: cv2.VideoCapture) -> Generator[np.ndarray, None, None]:
+    """RGB frames of a camera, without those that were too late for their reader."""
+    with Prefetcher(_captured_frames(capture), newest=True) as frames:
+        yield from frames
+
+
+def _captured_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 def _pictures_of(path: Path) -> list[Path]:

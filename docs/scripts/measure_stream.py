@@ -21,18 +21,18 @@ from tabulate import tabulate
 
 from clab_d2.benchmark import resident_bytes
 from clab_d2.engine import load_config
-from clab_d2.video import SequenceSource, VideoDetector
+from clab_d2.video import VideoDetector, VideoSource
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quick_schedules/clab_quick.yaml"
 MARKS = 10
 
 
-class MadeUpVideo(SequenceSource):
+class MadeUpVideo(VideoSource):
     """Any frame by its number, made when it is asked for."""
 
     def __init__(self, num_frames: int, size: tuple[int, int]) -> None:
-        super().__init__(iter(()), name="made-up video")
+        self.name = "made-up video"
         self.num_frames = num_frames
         self.height, self.width = size
 

@@ -105,7 +105,9 @@ def test_ctrl_c_keeps_what_was_written(
 ) -> None:  # fmt: skip
     pictures = moving_pictures(6, 64, 96)
 
-    class Interrupted(clab_d2.video.SequenceSource):
+    kind = clab_d2.video.StreamSource if is_camera else clab_d2.video.SequenceSource
+
+    class Interrupted(kind):
         def read(self, index: int) -> np.ndarray:
             if index == 4:
                 raise KeyboardInterrupt

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from encoded_videos import encode, moving_pictures, play
-from numbered_frames import FakeCapture, write_pictures
+from numbered_frames import FakeCapture, grey, write_pictures
 from package_threads import package_threads
 
 from clab_d2.errors import DataError
-from clab_d2.video import CameraSource, open_video
+from clab_d2.video import CameraSource, SequenceSource, StreamSource, open_video
 
 
 def test_a_video_file(tmp_path: Path) -> None:
@@ -64,6 +67,50 @@ def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not package_threads()
     with pytest.raises(DataError, match="camera 5: cannot be opened"):
         open_video("5")
+
+
+def test_a_camera_that_nobody_closed_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    source = open_video(2)
+    source.read(0)
+    assert len(package_threads()) == 1
+    del source
+    gc.collect()
+    assert not package_threads()
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.stack])
+def test_frames_that_a_program_holds(form: Callable[[list[np.ndarray]], Any]) -> None:
+    source = open_video(form([grey(n) for n in range(4)]))
+    assert isinstance(source, SequenceSource)
+    assert (source.num_frames, source.height, source.width) == (4, 24, 32)
+    assert [int(source.read(i)[0, 0, 0]) for i in (2, 0, 3, 2)] == [2, 0, 3, 2]
+    for index in (-1, 4):
+        with pytest.raises(IndexError, match=f"no frame {index}; it has 4"):
+            source.read(index)
+
+
+def test_frames_that_a_program_makes() -> None:
+    made = (grey(n) for n in range(3))
+    with open_video(made) as source:
+        assert isinstance(source, StreamSource)
+        assert (source.num_frames, source.height) == (None, None)
+        assert int(source.read(0)[0, 0, 0]) == 0
+        assert (source.height, source.width) == (24, 32)
+        with pytest.raises(RuntimeError, match="gives frame 1 now, not 2"):
+            source.read(2)
+        assert int(source.read(1)[0, 0, 0]) == 1
+    assert int(next(made)[0, 0, 0]) == 2, "it is the caller's again"
+    with pytest.raises(IndexError, match="ended after 2 frames"):
+        source.read(2)
+
+
+def test_what_are_no_frames() -> None:
+    with pytest.raises(DataError, match="no frames were given"):
+        open_video([])
+    for wrong in (grey(0), [grey(0)[:, :, 0]], np.zeros((2, 3, 24, 32), np.uint8)):
+        with pytest.raises(DataError, match=r"must be an RGB array \(H, W, 3\); it has shape"):
+            open_video(wrong)
 
 
 def test_what_is_no_source_is_told_in_one_line(tmp_path: Path) -> None:
