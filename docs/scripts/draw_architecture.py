@@ -19,6 +19,7 @@ from matplotlib.patches import FancyBboxPatch
 
 OUTPUT = Path(__file__).resolve().parent.parent / "architecture.png"
 
+
 def frames(ax: Axes, x: float, y: float, text: str, count: int) -> Box:
     """A pile of pictures."""
     for back in range(count - 1, 0, -1):

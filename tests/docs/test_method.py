@@ -36,9 +36,7 @@ def prose(page: Path) -> str:
 
 def headings(page: Path) -> list[str]:
     return [
-        line.lstrip("#").strip()
-        for line in prose(page).splitlines()
-        if re.match(r"#{1,6} ", line)
+        line.lstrip("#").strip() for line in prose(page).splitlines() if re.match(r"#{1,6} ", line)
     ]
 
 
@@ -153,9 +151,7 @@ def draw_method() -> Iterator[ModuleType]:
         yield importlib.import_module("draw_method")
 
 
-def test_figures_are_drawn_as_the_page_shows_them(
-    draw_method: ModuleType, tmp_path: Path
-) -> None:
+def test_figures_are_drawn_as_the_page_shows_them(draw_method: ModuleType, tmp_path: Path) -> None:
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         draw_method.main(["--output", str(tmp_path / folder)])
