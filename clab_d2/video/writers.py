@@ -91,13 +91,13 @@ class VideoWriter(FrameWriter):
         self._quality = quality
         self._size: tuple[int, int] | None = None
         self._encoder: _AvEncoder | _OpenCVEncoder | None = None
-        with _failing_as_data_error(self.path):
+        with _write_errors(self.path):
             # FFmpeg and OpenCV tell the format by the suffix.
             self._file = PendingFile(self.path, self.path.suffix)
 
     def write(self, frame: np.ndarray) -> None:
         """Append a frame: RGB, uint8 (H, W, 3)."""
-        with _failing_as_data_error(self.path):
+        with _write_errors(self.path):
             if self._encoder is None:
                 height, width = frame.shape[:2]
                 self._size = (height + height % 2, width + width % 2)
@@ -111,7 +111,7 @@ class VideoWriter(FrameWriter):
         encoder, self._encoder = self._encoder, None
         try:
             if encoder is not None:
-                with _failing_as_data_error(self.path):
+                with _write_errors(self.path):
                     encoder.close()
                     self._file.commit()
         finally:
@@ -182,7 +182,7 @@ class DetectionWriter:
         self.path = Path(path)
         self.num_frames = 0
         self._names = names
-        with _failing_as_data_error(self.path):
+        with _write_errors(self.path):
             self._file = PendingFile(self.path)
         self._out = self._file.temporary.open("w", encoding="utf-8")
         header = {"video": source.name, "fps": source.fps, "class_names": list(names)}
@@ -203,7 +203,7 @@ class DetectionWriter:
         ]
         separator = ",\n" if self.num_frames else "\n"
         frame = {"frame_id": self.num_frames, "detections": detections}
-        with _failing_as_data_error(self.path):
+        with _write_errors(self.path):
             self._out.write(separator + json.dumps(frame))
         self.num_frames += 1
 
@@ -212,7 +212,7 @@ class DetectionWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
-            with _failing_as_data_error(self.path):
+            with _write_errors(self.path):
                 with self._out:
                     if kind is None:
                         self._out.write("\n]}\n")
@@ -237,7 +237,8 @@ def open_writer(path: str | os.PathLike[str], fps: float = DEFAULT_FPS) -> Frame
 
 
 @contextlib.contextmanager
-def _failing_as_data_error(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
+    """Tell what goes wrong in writing as a DataError that names the file."""
     try:
         yield
     except OSError as error:  # PyAV's are among them
