@@ -84,6 +84,22 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     assert broken == ["gone.png", "other.md#a-title-twice-2", "#there", "../page.md"]
 
 
+def paths_named(page: Path) -> set[str]:
+    """Files and folders of the repository that a page names in its text."""
+    return set(
+        re.findall(
+            r"`((?:clab_d2|configs|docs|tests|tools)/[\w./-]+|modeling/[\w./-]+)`", prose(page)
+        )
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    places = (ROOT, ROOT / "clab_d2")
+    named = paths_named(page)
+    assert {n for n in named if not any((place / n).exists() for place in places)} == set()
+
+
 def citations(path: Path) -> Iterator[str]:
     """Sections of docs/method.md that comments and docstrings of a file name."""
     text = re.sub(r"\s*\n\s*#?\s*", " ", path.read_text())
