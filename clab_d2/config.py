@@ -74,6 +74,10 @@ def _add_data_keys(cfg: CN) -> None:
     # The image root holds frames or video files.
     cfg.DATASETS.VID = []
 
+    # [[dataset of TRAIN, factor], ...]: how often its key frames come in each pass, where
+    # DATALOADER.SAMPLER_TRAIN is "WeightedTrainingSampler" or "WeightedCategoryTrainingSampler".
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+
     # "pillow" (Detectron2's, antialiased) or "opencv" (bilinear, as the official release resizes).
     cfg.INPUT.RESIZE_BACKEND = "pillow"
 
@@ -81,6 +85,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.REFERENCES = CN()
     cfg.INPUT.REFERENCES.NUM = 2
     cfg.INPUT.REFERENCES.RANGE = 9
+
+    # Part of the key frames that DATALOADER.SAMPLER_TRAIN "RandomSubsetTrainingSampler" trains on.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
     # True: the first unreadable frame stops the job. False: it is left out, counted and reported.
     cfg.DATALOADER.STRICT = False

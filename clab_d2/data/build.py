@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    MapDataset,
-    MetadataCatalog,
-    build_detection_train_loader,
-)
-from detectron2.data.build import (
-    print_instances_class_histogram,
-    trivial_batch_collator,
-    worker_init_reset_seed,
-)
+from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
+from detectron2.data.build import print_instances_class_histogram, trivial_batch_collator
 from torch.utils.data import DataLoader
 
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
@@ -25,6 +17,8 @@ from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.dataset_mapper import ClipImages, VIDDatasetMapper
 from clab_d2.data.device_loader import pins_memory, to_device
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
+from clab_d2.data.training_order import ClipOrder, build_clip_order
+from clab_d2.data.workers import init_worker
 from clab_d2.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -46,17 +40,48 @@ def build_vid_train_loader(cfg: CfgNode) -> Any:
 
     Raises:
         ConfigError, DataError: a dataset is not registered, unreadable, contradicts another one or
-            has no key frame, or none of its pictures can be found.
+            has no key frame, or none of its pictures can be found; the sampler is unknown or
+            leaves no frame.
     """
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise ConfigError("DATASETS.TRAIN is empty; name a dataset to train on")
     records = get_key_frames(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     mapper = VIDDatasetMapper(cfg, is_train=True)
-    loader = build_detection_train_loader(
-        cfg, mapper=mapper, dataset=records, **_loader_options(cfg)
-    )
+    options = {"num_workers": cfg.DATALOADER.NUM_WORKERS, **_loader_options(cfg)}
+    loader = TrainingLoader(records, mapper, build_clip_order(cfg, records), **options)
     return to_device(loader, cfg.MODEL.DEVICE)
+
+
+class TrainingLoader(DataLoader):
+    """An endless loader of batches of clips, in the order of its sampler.
+
+    Workers make single clips, not batches, so that a batch is ready as early as it can be.
+
+    Args:
+        records: key frames.
+        mapper: makes a clip of each.
+        order: says which, and how many make a batch.
+        options: others of PyTorch's ``DataLoader``.
+    """
+
+    def __init__(
+        self, records: list[Record], mapper: VIDDatasetMapper, order: ClipOrder, **options: Any
+    ) -> None:
+        super().__init__(
+            MapDataset(DatasetFromList(records, copy=False), mapper),
+            sampler=order,
+            batch_size=None,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=init_worker,
+            **options,
+        )
+        self._clips_per_batch = order.batch_size
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        clips = super().__iter__()
+        while batch := list(itertools.islice(clips, self._clips_per_batch)):
+            yield batch
 
 
 class VideoLoader(DataLoader):
@@ -82,7 +107,7 @@ class VideoLoader(DataLoader):
             MapDataset(DatasetFromList(records, copy=False), mapper),
             batch_sampler=batch_sampler,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=worker_init_reset_seed,
+            worker_init_fn=init_worker,
             **options,
         )
         self._sampling = mapper.sampling

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
-from detectron2.data.common import ToIterableDataset
-from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+
+from clab_d2.data.training_order import ClipOrder
 
 logger = logging.getLogger(__name__)
 
@@ -84,74 +82,33 @@ class StopOnSignal(HookBase):
         raise SystemExit(128 + number if comm.is_main_process() else 0)
 
 
-class TrainingStream(TrainingSampler):
-    """Detectron2's endless shuffle, begun after its first ``start`` clips."""
-
-    def __init__(self, size: int, shuffle: bool = True, seed: int | None = None, start: int = 0):
-        super().__init__(size, shuffle, seed)
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        if torch.utils.data.get_worker_info() is not None:
-            # Detectron2 runs the sampler in each worker, where PyTorch has replaced the handler of
-            # SIGTERM by one that exits. Batch systems send SIGTERM to all processes of a job: the
-            # main process then still needs its workers to end the iteration (StopOnSignal).
-            handler = signal.getsignal(signal.SIGTERM)
-            if callable(handler):
-                signal.signal(signal.SIGTERM, handler)
-        # Counting past a million clips takes a fraction of a second.
-        first = self.start + self._rank
-        yield from itertools.islice(self._infinite_indices(), first, None, self._world_size)
-
-
 class DataOrder(HookBase):
-    """Keeps the shuffle's seed in checkpoints, and continues the shuffle where they were saved.
+    """Keeps in checkpoints which clips have been seen, so that a resumed training goes on there.
 
-    Without it a resumed training would see again the clips it began with. Loaders that do not
-    shuffle by Detectron2's :class:`TrainingSampler` are left alone.
+    Without it a resumed training would see again the clips it began with. A loader that is not
+    ours is left alone.
     """
 
-    def __init__(self, loader: Any, clips_per_iteration: int) -> None:
+    def __init__(self, loader: Any) -> None:
         """
         Args:
             loader: the training loader; its iteration must not have begun when a checkpoint loads.
-            clips_per_iteration: over all processes.
         """
-        self._holder = _sampler_holder(loader)
-        self._start(0)
-        self._clips_per_iteration = clips_per_iteration
+        self._order = _clip_order(loader)
 
-    def state_dict(self) -> dict[str, int]:
-        if self._holder is None:
-            return {}
-        return {
-            "seed": self._holder.sampler._seed,
-            "clips_seen": (self.trainer.iter + 1) * self._clips_per_iteration,
-        }
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._order is None else self._order.state_after(self.trainer.iter + 1)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._start(state["clips_seen"], state["seed"])
-
-    def _start(self, clip: int, seed: int | None = None) -> None:
-        if self._holder is None:
-            return
-        sampler = self._holder.sampler
-        self._holder.sampler = TrainingStream(
-            sampler._size,
-            sampler._shuffle,
-            seed=sampler._seed if seed is None else seed,
-            start=clip,
-        )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._order is not None:
+            self._order.load_state(state)
 
 
-def _sampler_holder(loader: Any) -> ToIterableDataset | None:
-    """The innermost of Detectron2's layers round the dataset, which holds the sampler.
-
-    Layers (batching, grouping by aspect ratio) name what they wrap ``dataset``.
-    """
-    layer = loader
-    for _ in range(4):
-        if isinstance(layer, ToIterableDataset):
-            return layer if isinstance(layer.sampler, TrainingSampler) else None
-        layer = getattr(layer, "dataset", None)
+def _clip_order(loader: Any) -> ClipOrder | None:
+    """The sampler of a training loader, which may be wrapped (``dataset``) for a GPU."""
+    while loader is not None:
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, ClipOrder):
+            return sampler
+        loader = getattr(loader, "dataset", None)
     return None

@@ -127,7 +127,7 @@ class Trainer(DefaultTrainer):
         """
         cfg = self.cfg
         built: list[HookBase] = [
-            DataOrder(self.data_loader, cfg.SOLVER.IMS_PER_BATCH),
+            DataOrder(self.data_loader),
             hooks.IterationTimer(),
             hooks.LRScheduler(),
         ]

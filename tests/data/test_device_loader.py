@@ -6,13 +6,14 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.build import AspectRatioGroupedDataset
+from detectron2.data.samplers import TrainingSampler
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
 from hypothesis import given
@@ -24,7 +25,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from clab_d2.data import build_vid_test_loader, build_vid_train_loader
 from clab_d2.data.device_loader import DeviceLoader, map_tensors, pins_memory, to_device
-from clab_d2.engine.hooks import DataOrder, TrainingStream
+from clab_d2.engine.hooks import DataOrder
 from clab_d2.errors import DataError
 
 MakeCfg = Callable[..., CfgNode]
@@ -147,19 +148,20 @@ def test_a_loop_that_is_left_leaves_no_thread(make_dataset: MakeDataset, make_cf
     assert not package_threads()
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-def test_a_resumed_training_finds_the_sampler(
-    make_dataset: MakeDataset, make_cfg: MakeCfg, grouped: bool
-) -> None:
-    """Under Detectron2's layers and this one."""
-    cfg = make_cfg(make_dataset((9,)), **{"DATALOADER.ASPECT_RATIO_GROUPING": grouped})
-    inner = build_vid_train_loader(cfg)
-    assert isinstance(inner, AspectRatioGroupedDataset) == grouped
-    loader = Mover().round(inner)
-    order = DataOrder(loader, clips_per_iteration=2)
-    order.load_state_dict({"seed": 5, "clips_seen": 4})
+def test_a_resumed_training_finds_the_order(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:
+    """In a loader wrapped for a GPU."""
+    cfg = make_cfg(make_dataset((9,)))
+    kept = DataOrder(Mover().round(build_vid_train_loader(cfg)))
+    kept.trainer = SimpleNamespace(iter=1)
+    loader = Mover().round(build_vid_train_loader(cfg))
+    DataOrder(loader).load_state_dict(kept.state_dict())
     keys = [clip["frame_id"] for batch in itertools.islice(loader, 3) for clip in batch]
-    assert keys == list(itertools.islice(TrainingStream(9, seed=5), 4, 10))
+    seed = kept.state_dict()["seed"]
+    assert keys == list(itertools.islice(TrainingSampler(9, seed=seed), 4, 10))
+    # Another loader is left alone.
+    other = DataOrder([1, 2])
+    other.load_state_dict(kept.state_dict())
+    assert other.state_dict() == {}
 
 
 def test_for_the_cpu_the_loader_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,41 @@ def test_resumed_training_goes_on_with_the_data(cfg: CfgNode, tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("sampler", "workers", "grouped"),
+    [
+        ("TrainingSampler", 1, True),
+        ("TrainingSampler", 2, True),
+        ("TrainingSampler", 3, True),
+        ("TrainingSampler", 2, False),
+        ("RandomSubsetTrainingSampler", 2, True),
+        ("RepeatFactorTrainingSampler", 3, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_resumed_with_data_workers(
+    cfg: CfgNode, tmp_path: Path, sampler: str, workers: int, grouped: bool
+) -> None:
+    """No clip repeats and none is skipped, also if the number of workers changes."""
+    cfg.DATALOADER.NUM_WORKERS = workers
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouped
+    cfg.DATALOADER.SAMPLER_TRAIN = sampler
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    seed_all_rng(1)
+    whole = train(cfg)
+    if sampler == "RandomSubsetTrainingSampler":
+        assert len(set(whole)) == 4
+    cfg.OUTPUT_DIR = str(tmp_path / "resumed")
+    seed_all_rng(1)
+    assert train(cfg, stop_before=7) == whole[:14]
+    seed_all_rng(2)
+    assert train(cfg, resume=True) == whole[10:]
+    cfg.DATALOADER.NUM_WORKERS = 0
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000009.pth")
+    assert train(cfg, resume=True) == whole[20:]
+
+
 def test_what_the_evaluation_needs_is_missed_before_the_first_iteration(
     cfg: CfgNode, tmp_path: Path
 ) -> None:
