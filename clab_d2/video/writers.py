@@ -212,12 +212,15 @@ class DetectionWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
-            with _write_errors(self.path):
-                with self._out:
-                    if kind is None:
+            if kind is None:
+                with _write_errors(self.path):
+                    with self._out:
                         self._out.write("\n]}\n")
-                if kind is None:
                     self._file.commit()
+            else:
+                # Whatever is still to be written is not wanted any more.
+                with contextlib.suppress(OSError):
+                    self._out.close()
         finally:
             self._file.discard()
 

@@ -112,6 +112,9 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
     with told, full_disk(2000), detections:
         for _ in range(20):
             detections.write(found)
+    detections = DetectionWriter(tmp_path / "d.json", source, ["cat"])
+    with pytest.raises(KeyError), full_disk(10), detections:
+        raise KeyError("not hidden by what could not be written before")
     assert path.read_bytes() == b"the video before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
