@@ -8,11 +8,37 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from clab_d2.errors import DataError
+
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def refuse_special_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what looks like a file but may never end, or never begin: pipes, sockets, devices.
+
+    A missing file or a folder passes: what opens it tells.
+
+    Raises:
+        DataError: ``path`` is a named pipe, a socket or a device.
+    """
+    try:
+        kind = _SPECIAL_FILES.get(stat.S_IFMT(os.stat(path).st_mode))
+    except OSError:
+        return
+    if kind is not None:
+        raise DataError(f"{os.fspath(path)}: {kind}, not a file; write its data to a file first")
 
 
 class PendingFile:
@@ -93,6 +119,27 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     encoding = None if "b" in mode else "utf-8"
     with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as file:
         yield file
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: one line, where it is missing, can't be read or is no JSON.
+    """
+    refuse_special_file(path)
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); is it truncated?") from error
+    except RecursionError:
+        raise DataError(
+            f"{path}: nested too deep to be read; is it the right file, and whole?"
+        ) from None
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:

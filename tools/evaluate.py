@@ -53,6 +53,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="runs of one config: all files that match the pattern (** is any folders); repeatable",
     )
     parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="measure these classes only (default: all categories of the truth)",
+    )
+    parser.add_argument(
         "--output",
         metavar="M.json",
         help="write the metrics; of several files, those of each run, of each config, and the "
@@ -91,6 +97,16 @@ def list_runs(args: argparse.Namespace) -> list[tuple[str, str]]:
     return runs
 
 
+def check_classes(names: Sequence[str], truth: GroundTruth) -> None:
+    """Raise a ConfigError for a name of ``--classes`` that the truth does not have."""
+    unknown = [name for name in names if name not in truth.class_names]
+    if unknown:
+        raise ConfigError(
+            f"--classes: {truth.source} has no category {unknown[0]!r}; it has "
+            f"{', '.join(truth.class_names)}"
+        )
+
+
 def short_names(paths: Sequence[str]) -> list[str]:
     """What tells paths apart: without the folders before and the names after that all share."""
     parts = [Path(os.path.abspath(path)).with_suffix("").parts for path in paths]
@@ -108,6 +124,9 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def evaluate(args: argparse.Namespace) -> None:
     runs = list_runs(args)
     truth = GroundTruth.from_file(args.annotations)
+    if args.classes:
+        check_classes(args.classes, truth)
+        truth = truth.only_classes(args.classes)
     measured = []
     for number, (label, path) in enumerate(runs, start=1):
         if len(runs) > 1:

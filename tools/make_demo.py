@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
 from clab_d2.errors import DataError
-from clab_d2.evaluation.metrics import compute_metrics
-from clab_d2.evaluation.records import Detections, GroundTruth
+from clab_d2.evaluation import Detections, GroundTruth, compute_metrics
 from clab_d2.video import VideoDetector, class_names, open_video, open_writer
 from clab_d2.visualization import draw_detections, readable_scale, write_caption
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from clab_d2.evaluation.metrics import VID_NAMES, Metrics, compute_metrics, vid_matcher
-from clab_d2.evaluation.records import Detections, GroundTruth
-from clab_d2.evaluation.vid_metric import Curve, Matcher, area_under, precision_recall
-
-#: Recalls at which curves are averaged over classes and drawn.
-RECALLS = np.linspace(0, 1, 101)
+from clab_d2.evaluation.coco_metric import RECALL_POINTS
+from clab_d2.evaluation.detections import Detections
+from clab_d2.evaluation.ground_truth import GroundTruth
+from clab_d2.evaluation.metrics import VID_NAMES, Metrics, compute_metrics, vid_precision
+from clab_d2.evaluation.vid_metric import Curve, VIDPrecision, area_under, precision_recall
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class Run:
         path: the predictions.
         metrics: all figures, in percent.
         curves: for each of AP50, AP50-slow, AP50-medium and AP50-fast, (101,) precision in percent
-            at each of :data:`RECALLS` (the best there or beyond), the mean over classes.
+            at each of ``coco_metric.RECALL_POINTS`` (the best there or beyond), the mean over
+            classes.
         video_ap: (V,) AP50 within each video, in percent; NaN for a video without objects.
     """
 
@@ -202,43 +202,43 @@ class Comparison:
 
 def measure_run(truth: GroundTruth, detections: Detections, label: str, path: str) -> Run:
     """Evaluate one set of detections, with curves and by video."""
-    matcher = vid_matcher(truth, detections)
+    precision = vid_precision(truth, detections)
     curves = {
-        name: mean_curve([curve for curve in matcher.curves(subset) if curve is not None])
+        name: mean_curve([curve for curve in precision.curves(subset) if curve is not None])
         for name, subset in VID_NAMES.items()
     }
-    metrics = compute_metrics(truth, detections, matcher)
-    return Run(label, path, metrics, curves, video_average_precision(truth, detections, matcher))
+    metrics = compute_metrics(truth, detections, precision)
+    return Run(label, path, metrics, curves, video_average_precision(truth, detections, precision))
 
 
 def mean_curve(curves: Sequence[Curve]) -> np.ndarray:
     """(101,) percent: the best precision at or beyond each recall, the mean over some classes."""
     if not curves:
-        return np.full(len(RECALLS), np.nan)
+        return np.full(len(RECALL_POINTS), np.nan)
     rows = []
     for curve in curves:
         best = np.maximum.accumulate(curve.precision[::-1])[::-1]
-        place = np.searchsorted(curve.recall, RECALLS, side="left")
+        place = np.searchsorted(curve.recall, RECALL_POINTS, side="left")
         rows.append(np.append(best, 0.0)[place])
     return 100 * np.mean(rows, axis=0)
 
 
 def video_average_precision(
-    truth: GroundTruth, detections: Detections, matcher: Matcher
+    truth: GroundTruth, detections: Detections, precision: VIDPrecision
 ) -> np.ndarray:
     """(V,) AP50 within each video, in percent (see :meth:`Comparison.worst_videos`)."""
     num_videos, num_classes = len(truth.video_names), len(truth.class_names)
     counted = ~truth.crowd
     key_of_object = truth.video_of_image[truth.image] * num_classes + truth.class_index
     positives = np.bincount(key_of_object[counted], minlength=num_videos * num_classes)
-    # In the matcher's order detections of a class lie by falling score; a stable sort by video and
+    # In its order detections of a class lie by falling score; a stable sort by video and
     # class leaves each of these so.
-    order = matcher.order
+    order = precision.order
     key = truth.video_of_image[detections.image[order]] * num_classes
     key += detections.class_index[order]
     by_key = np.argsort(key, kind="stable")
     start = np.searchsorted(key[by_key], np.arange(num_videos * num_classes + 1))
-    verdicts = matcher.verdicts("all")
+    verdicts = precision.verdicts("all")
     ap = np.full(num_videos * num_classes, np.nan)
     for index in np.flatnonzero(positives):
         rows = by_key[start[index] : start[index + 1]]
@@ -246,7 +246,7 @@ def video_average_precision(
             precision_recall(
                 verdicts.right[rows],
                 verdicts.wrong[rows],
-                matcher.score[rows],
+                precision.score[rows],
                 int(positives[index]),
             )
         )

@@ -118,7 +118,7 @@ def find_candidates(
     threshold: float,
     *,
     last_of_equals: bool = False,
-    look: Callable[[slice, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+    visit: Callable[[slice, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
 ) -> Candidates:
     """Compute the overlaps of all rivals with the objects of their group, piece by piece.
 
@@ -129,7 +129,7 @@ def find_candidates(
         overlap: computes the overlaps.
         threshold: the least overlap of a candidate.
         last_of_equals: of objects that a rival overlaps equally, put the last first.
-        look: called for each piece with the slice of rivals in it, the object and the overlap of
+        visit: called for each piece with the slice of rivals in it, the object and the overlap of
             every pair, and where each rival's pairs begin.
     """
     sizes = layout.group_size[layout.rival_group]
@@ -147,8 +147,8 @@ def find_candidates(
         rivals = np.repeat(np.arange(first, last), sizes[part])
         boxes = dt_box[layout.order[layout.rival[part]]].astype(np.float64)
         iou = overlap(boxes[rivals - first], gt_box[objects], objects)
-        if look is not None:
-            look(part, objects, iou, ends[part] - sizes[part] - done)
+        if visit is not None:
+            visit(part, objects, iou, ends[part] - sizes[part] - done)
         near = np.flatnonzero(iou >= threshold)
         pieces.append((rivals[near], objects[near], iou[near]))
         first = last

@@ -9,9 +9,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from clab_d2.evaluation.boxes import xywh_to_xyxy
 from clab_d2.evaluation.coco_metric import coco_precision
-from clab_d2.evaluation.records import Detections, GroundTruth, xywh_to_xyxy
-from clab_d2.evaluation.vid_metric import Matcher, mean_over_classes
+from clab_d2.evaluation.detections import Detections
+from clab_d2.evaluation.ground_truth import GroundTruth
+from clab_d2.evaluation.vid_metric import VIDPrecision, mean_over_classes
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Metrics:
 
 
 def compute_metrics(
-    truth: GroundTruth, detections: Detections, matcher: Matcher | None = None
+    truth: GroundTruth, detections: Detections, precision: VIDPrecision | None = None
 ) -> Metrics:
     """Measure detections: the COCO box AP and the VID AP50.
 
@@ -73,7 +75,7 @@ def compute_metrics(
     Args:
         truth: what there is to be found.
         detections: in the annotated frames.
-        matcher: :func:`vid_matcher` of the two, if there is one already.
+        precision: :func:`vid_precision` of the two, if there is one already.
     """
     if len(detections.score) == 0:
         logger.warning("There are no detections in the annotated frames of %s", truth.source)
@@ -94,18 +96,19 @@ def compute_metrics(
         detections.score,
         num_classes,
     ).summary()
-    matcher = vid_matcher(truth, detections) if matcher is None else matcher
+    if precision is None:
+        precision = vid_precision(truth, detections)
     vid, per_class = {}, {}
     for name, subset in VID_NAMES.items():
-        ap = 100 * matcher.average_precision(subset)
+        ap = 100 * precision.average_precision(subset)
         vid[name] = mean_over_classes(ap)
         per_class[name] = dict(zip(truth.class_names, ap.tolist(), strict=True))
     return Metrics({name: 100 * value for name, value in bbox.items()}, vid, per_class)
 
 
-def vid_matcher(truth: GroundTruth, detections: Detections) -> Matcher:
-    """The VID metric's view of a dataset and detections in it."""
-    return Matcher(
+def vid_precision(truth: GroundTruth, detections: Detections) -> VIDPrecision:
+    """What the VID metric makes of detections in a dataset."""
+    return VIDPrecision(
         truth.image,
         xywh_to_xyxy(truth.box),
         truth.class_index,

@@ -22,21 +22,25 @@ ALONE = 1.0
 FAST, MEDIUM, SLOW = 0, 1, 2
 SPEED_NAMES = ("fast", "medium", "slow")
 
+#: Speed code of objects whose motion nothing tells.
+UNKNOWN = len(SPEED_NAMES)
+
 
 def motion_speed(motion_iou: np.ndarray) -> np.ndarray:
     """Sort objects by speed.
 
     Args:
-        motion_iou: (N,) motion IoUs in [0, 1].
+        motion_iou: (N,) motion IoUs in [0, 1]; NaN where it is unknown.
 
     Returns:
         (N,) int8: ``SLOW`` above 0.9, ``MEDIUM`` from 0.7 to 0.9 (both included), ``FAST`` below
-        0.7. Every object has exactly one speed.
+        0.7, ``UNKNOWN`` for NaN.
     """
     motion_iou = np.asarray(motion_iou, dtype=np.float64)
     speed = np.full(motion_iou.shape, MEDIUM, dtype=np.int8)
     speed[motion_iou < FAST_BELOW] = FAST
     speed[motion_iou > SLOW_ABOVE] = SLOW
+    speed[np.isnan(motion_iou)] = UNKNOWN
     return speed
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clab_d2.evaluation.comparison import RECALLS, Comparison
+from clab_d2.evaluation.coco_metric import RECALL_POINTS
+from clab_d2.evaluation.comparison import Comparison
 from clab_d2.evaluation.metrics import VID_NAMES
 from clab_d2.io import atomic_write
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 #: Told apart with any colour vision (Okabe and Ito, 2008); lines also differ in their dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
-
-TITLES = {"AP50": "all", "AP50-slow": "slow", "AP50-medium": "medium", "AP50-fast": "fast"}
 
 
 def draw_all(comparison: Comparison, folder: str | os.PathLike[str], num_worst: int) -> list[Path]:
@@ -65,14 +64,18 @@ def _style(index: int) -> dict[str, str]:
 def precision_recall_figure(comparison: Comparison) -> Figure:
     """A panel each for all, slow, medium and fast; a group's runs thin, their mean thick."""
     figure = _figure(11, 9)
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, TITLES.items(), strict=True):
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, VID_NAMES.items(), strict=True):
         for index, (label, runs) in enumerate(comparison.groups.items()):
             curves = np.stack([run.curves[name] for run in runs])
             ap = comparison.spreads(label)[f"vid/{name}"]
             if len(runs) > 1:
-                axes.plot(RECALLS, curves.T, linewidth=0.6, alpha=0.5, **_style(index))
+                axes.plot(RECALL_POINTS, curves.T, linewidth=0.6, alpha=0.5, **_style(index))
             axes.plot(
-                RECALLS, curves.mean(axis=0), linewidth=2, label=f"{label}: {ap}", **_style(index)
+                RECALL_POINTS,
+                curves.mean(axis=0),
+                linewidth=2,
+                label=f"{label}: {ap}",
+                **_style(index),
             )
         axes.set(
             title=f"{title} objects", xlabel="recall", ylabel="precision (%)",
@@ -103,7 +106,7 @@ def motion_figure(comparison: Comparison) -> Figure:
         )
         texts = ["-" if math.isnan(spread.mean) else f"{spread.mean:.1f}" for spread in spreads]
         axes.bar_label(bars, texts, fontsize=8, padding=2)
-    axes.set_xticks(np.arange(len(VID_NAMES)), list(TITLES.values()))
+    axes.set_xticks(np.arange(len(VID_NAMES)), list(VID_NAMES.values()))
     axes.set(ylabel="AP50 (%)", title="AP50 by speed of the object", ylim=(0, 108))
     axes.grid(axis="y", alpha=0.3)
     _legend(figure)

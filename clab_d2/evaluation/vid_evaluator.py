@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
+import shlex
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from clab_d2.errors import DataError
+from clab_d2.evaluation.detections import COCOResults, Detections
+from clab_d2.evaluation.ground_truth import GroundTruth
 from clab_d2.evaluation.metrics import compute_metrics
-from clab_d2.evaluation.records import Columns, Detections, GroundTruth
 from clab_d2.io import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -56,9 +59,15 @@ class VIDEvaluator(DatasetEvaluator):
     any share of the frames each, give the result of one to the last digit: the main process
     gathers all detections and sorts them by frame. A frame that several processes had counts once.
 
+    The classes measured are the dataset's own. Categories that its JSON has beyond them are
+    ignored; a class that the JSON lacks can't be measured, and is left out of the predictions, as
+    it has no id there.
+
     Args:
-        dataset_name: a registered dataset whose metadata has ``json_file`` (COCO or CocoVID) and,
-            where category ids are not 0, 1, ..., ``thing_dataset_id_to_contiguous_id``.
+        dataset_name: a registered dataset whose metadata has ``json_file`` (COCO or CocoVID). A
+            video dataset's classes are its ``thing_classes``, else the JSON's categories in their
+            order; another's follow ``thing_dataset_id_to_contiguous_id``, else category ids are
+            taken for class numbers.
         output_dir: where the files go; None: nowhere.
         distributed: gather the detections of all processes; else each evaluates its own.
 
@@ -82,14 +91,16 @@ class VIDEvaluator(DatasetEvaluator):
                 f"dataset {dataset_name!r} has no annotation file to evaluate against; "
                 "register it with register_coco_vid or DATASETS.VID"
             )
-        self._json_file = json_file
-        self._to_contiguous: dict[int, int] | None = metadata.get(
-            "thing_dataset_id_to_contiguous_id"
-        )
         self._truth: GroundTruth | None = None
+        self._class_names: list[str] | None = None
         if not distributed or comm.is_main_process():
             # Before the first frame, so that an unusable file stops the job early.
-            self._truth = GroundTruth.from_file(json_file)
+            truth = GroundTruth.from_file(json_file)
+            self._class_names = _class_names(metadata, truth)
+            if self._class_names is not None:
+                _tell_differences(dataset_name, self._class_names, truth)
+                truth = truth.only_classes(self._class_names)
+            self._truth = truth
         self._frames: list[FrameDetections] = []
 
     def reset(self) -> None:
@@ -104,6 +115,9 @@ class VIDEvaluator(DatasetEvaluator):
                 which counts as one without detections and is reported at the end.
             outputs: a dict a frame with ``instances``: ``pred_boxes`` (xyxy at the frame's own
                 size), ``scores`` and ``pred_classes``.
+
+        Raises:
+            DataError: the model has more classes than the dataset.
         """
         for clip, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
@@ -111,6 +125,7 @@ class VIDEvaluator(DatasetEvaluator):
             box = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
             score = instances.scores.detach().double().numpy()
             class_index = instances.pred_classes.long().numpy()
+            self._check_classes(class_index)
             unreadable = "image" in clip and clip["image"] is None
             if unreadable:
                 box, score, class_index = box[:0], score[:0], class_index[:0]
@@ -141,11 +156,11 @@ class VIDEvaluator(DatasetEvaluator):
             frames = [frame for share in shares for frame in share]
         assert self._truth is not None
         frames = _once_each(frames)
-        columns = self._columns(frames)
+        results = self._results(frames)
         if self._output_dir is not None:
-            write_predictions(self._output_dir / "predictions.json", columns)
+            write_predictions(self._output_dir / "predictions.json", results)
         source = f"the model's output on {self._dataset_name}"
-        detections = Detections.from_columns(columns, self._truth, source)
+        detections = Detections.from_results(results, self._truth, source)
         self._report_gaps(frames)
         metrics = compute_metrics(self._truth, detections)
         if self._output_dir is not None:
@@ -154,11 +169,21 @@ class VIDEvaluator(DatasetEvaluator):
         logger.info("Results on %s, in percent:\n%s", self._dataset_name, metrics.table())
         return OrderedDict(bbox=dict(metrics.bbox), vid=dict(metrics.vid))
 
-    def _columns(self, frames: list[FrameDetections]) -> Columns:
-        """All detections under the dataset's own ids, without those that are not finite."""
-        columns = Columns.join(
+    def _check_classes(self, class_index: np.ndarray) -> None:
+        """At the first such detection, rather than after hours of inference."""
+        names = self._class_names
+        if names is not None and class_index.max(initial=-1) >= len(names):
+            raise DataError(
+                f"the model predicts class {int(class_index.max())}, but {self._dataset_name} has "
+                f"{len(names)} classes; set MODEL.ROI_HEADS.NUM_CLASSES to that number"
+            )
+
+    def _results(self, frames: list[FrameDetections]) -> COCOResults:
+        """All detections under the JSON's own ids, without those that can't be told in it."""
+        assert self._truth is not None
+        results = COCOResults.join(
             [
-                Columns(
+                COCOResults(
                     np.full(len(frame.score), frame.image_id, dtype=np.int64),
                     frame.class_index,
                     frame.box,
@@ -167,7 +192,7 @@ class VIDEvaluator(DatasetEvaluator):
                 for frame in frames
             ]
         )
-        finite = np.isfinite(columns.score) & np.isfinite(columns.box).all(axis=1)
+        finite = np.isfinite(results.score) & np.isfinite(results.box).all(axis=1)
         if not finite.all():
             logger.warning(
                 "%d detections on %s have a score or box that is not finite (has training "
@@ -175,24 +200,16 @@ class VIDEvaluator(DatasetEvaluator):
                 int((~finite).sum()),
                 self._dataset_name,
             )
-            columns = Columns(
-                columns.image_id[finite],
-                columns.category_id[finite],
-                columns.box[finite],
-                columns.score[finite],
-            )
-        if self._to_contiguous is None:
-            return columns
-        category_of_class = np.zeros(len(self._to_contiguous), dtype=np.int64)
-        for category, index in self._to_contiguous.items():
-            category_of_class[index] = category
-        classes = columns.category_id
-        if len(classes) and classes.max() >= len(category_of_class):
-            raise DataError(
-                f"the model predicts class {int(classes.max())}, but {self._dataset_name} has "
-                f"{len(category_of_class)} classes; set MODEL.ROI_HEADS.NUM_CLASSES to that number"
-            )
-        return Columns(columns.image_id, category_of_class[classes], columns.box, columns.score)
+            results = results.select(finite)
+        if self._class_names is None:
+            return results
+        for frame in frames:  # those of other processes, which don't know the classes
+            self._check_classes(frame.class_index)
+        id_of_name = dict(zip(self._truth.class_names, self._truth.class_ids, strict=True))
+        has_id = np.array([name in id_of_name for name in self._class_names], dtype=bool)
+        results = results.select(has_id[results.category_id])
+        ids = np.array([id_of_name.get(name, 0) for name in self._class_names], dtype=np.int64)
+        return dataclasses.replace(results, category_id=ids[results.category_id])
 
     def _report_gaps(self, frames: list[FrameDetections]) -> None:
         """Say which frames could not be read and how many were never seen."""
@@ -220,6 +237,38 @@ class VIDEvaluator(DatasetEvaluator):
             )
 
 
+def _class_names(metadata: Metadata, truth: GroundTruth) -> list[str] | None:
+    """The model's classes in its order; None: they are numbered as the JSON's categories are."""
+    names = metadata.get("thing_classes")
+    if metadata.get("evaluator_type") == "vid":
+        return list(names or truth.class_names)
+    index_of_id: dict[int, int] | None = metadata.get("thing_dataset_id_to_contiguous_id")
+    if index_of_id is None:
+        return list(names) if names else None
+    # The ids decide, as they do for Detectron2's own loaders: names there may be others.
+    name_of_id = dict(zip(truth.class_ids.tolist(), truth.class_names, strict=True))
+    by_index = {index: name_of_id.get(category) for category, index in index_of_id.items()}
+    return [by_index.get(i) or f"class {i}" for i in range(max(by_index, default=-1) + 1)]
+
+
+def _tell_differences(dataset_name: str, class_names: list[str], truth: GroundTruth) -> None:
+    """Say which classes and categories have no counterpart."""
+    missing = [name for name in class_names if name not in truth.class_names]
+    if missing:
+        logger.warning(
+            "%s has no category for %d class(es) of %s (%s): what is found of them is left out",
+            truth.source, len(missing), dataset_name, ", ".join(missing),
+        )  # fmt: skip
+    ignored = [name for name in truth.class_names if name not in class_names]
+    if ignored:
+        logger.warning(
+            "%s has %d categories that are no class of %s and are ignored (%s); give "
+            "tools/evaluate.py --classes %s for the same figures",
+            truth.source, len(ignored), dataset_name, ", ".join(ignored),
+            shlex.join(name for name in class_names if name in truth.class_names),
+        )  # fmt: skip
+
+
 def _once_each(frames: list[FrameDetections]) -> list[FrameDetections]:
     """The frames by image id, each once: of several, the first."""
     first: dict[int, FrameDetections] = {}
@@ -228,19 +277,19 @@ def _once_each(frames: list[FrameDetections]) -> list[FrameDetections]:
     return [first[image_id] for image_id in sorted(first)]
 
 
-def write_predictions(path: Path, columns: Columns) -> None:
+def write_predictions(path: Path, results: COCOResults) -> None:
     """Write a COCO result list, atomically, a piece at a time."""
     with atomic_write(path) as file:
         file.write("[")
-        for start in range(0, len(columns.score), _ENTRIES_AT_A_TIME):
+        for start in range(0, len(results.score), _ENTRIES_AT_A_TIME):
             part = slice(start, start + _ENTRIES_AT_A_TIME)
             entries = [
                 {"image_id": image, "category_id": category, "bbox": box, "score": score}
                 for image, category, box, score in zip(
-                    columns.image_id[part].tolist(),
-                    columns.category_id[part].tolist(),
-                    columns.box[part].tolist(),
-                    columns.score[part].tolist(),
+                    results.image_id[part].tolist(),
+                    results.category_id[part].tolist(),
+                    results.box[part].tolist(),
+                    results.score[part].tolist(),
                     strict=True,
                 )
             ]

@@ -13,6 +13,7 @@ al., ICCV 2017), found to hold to the last digit on data computed with them:
   overlap it by 0), it is wrong with the ignored objects' share among those as its weight.
 * A detection in a frame without any object of its class is wrong; for one speed, it is with the
   weight of that speed's share among all objects, so that the sum over speeds is right.
+* An object of unknown speed counts over all, and is ignored for each speed.
 * AP is the area under the precision-recall curve with precision made monotonous, at every recall;
   the mean goes over the classes that have an object of that speed.
 
@@ -28,23 +29,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from clab_d2.evaluation.matching import find_candidates, lay_out, match_greedily
-from clab_d2.evaluation.motion_iou import SPEED_NAMES, motion_speed
+from clab_d2.evaluation.motion_iou import SPEED_NAMES, UNKNOWN, motion_speed
 
 IOU_THRESHOLD = 0.5
 
 #: Speed code of objects that never count (crowds).
-NEVER = len(SPEED_NAMES)
+NEVER = UNKNOWN + 1
 
 #: What each AP counts: its name, and the speed codes of the objects in it.
 SUBSETS: dict[str, tuple[int, ...]] = {
-    "all": (0, 1, 2),
+    "all": (*range(len(SPEED_NAMES)), UNKNOWN),
     **{name: (code,) for code, name in enumerate(SPEED_NAMES)},
 }
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What one subset of the objects makes of each detection, in the order of ``Matcher.order``.
+    """What one subset makes of each detection, in the order of ``VIDPrecision.order``.
 
     Attributes:
         right: (N,) bool, the detection found an object that counts.
@@ -81,14 +82,14 @@ def whole_pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return intersection / (area_a + area_b - intersection)
 
 
-class Matcher:
-    """Detections beside the objects they may have found; gives the verdicts for each subset.
+class VIDPrecision:
+    """What detections found, by subset of the objects: verdicts, curves and AP of each class.
 
     Args:
         gt_image: (M,) integers, which image each object is in.
         gt_box: (M, 4) xyxy in pixels.
         gt_class: (M,) integers from 0 to ``num_classes`` - 1.
-        gt_motion_iou: (M,) in [0, 1].
+        gt_motion_iou: (M,) in [0, 1]; NaN where it is unknown.
         dt_image, dt_box, dt_class: the same for N detections.
         dt_score: (N,).
         num_classes: how many classes there are.
@@ -139,7 +140,7 @@ class Matcher:
             dt_box,
             lambda boxes, objects, _: whole_pixel_iou(boxes, objects),
             IOU_THRESHOLD,
-            look=self._note_best,
+            visit=self._note_best,
         )
 
     def _note_best(
@@ -248,18 +249,18 @@ def vid_average_precision(
 ) -> dict[str, np.ndarray]:
     """AP50 of each class over all, slow, medium and fast objects, from 0 to 1.
 
-    Arguments and errors are those of :class:`Matcher`.
+    Arguments and errors are those of :class:`VIDPrecision`.
 
     Returns:
         For "all", "fast", "medium" and "slow", (num_classes,) float64; NaN for a class without
         such objects. Their means are :func:`mean_over_classes`.
     """
-    matcher = Matcher(
+    precision = VIDPrecision(
         gt_image, gt_box, gt_class, gt_motion_iou,
         dt_image, dt_box, dt_class, dt_score,
         num_classes, gt_never=gt_never,
     )  # fmt: skip
-    return {subset: matcher.average_precision(subset) for subset in SUBSETS}
+    return {subset: precision.average_precision(subset) for subset in SUBSETS}
 
 
 def _integers(values: np.ndarray) -> np.ndarray:

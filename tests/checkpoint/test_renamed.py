@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from detectron2.modeling import build_model
 
 from clab_d2.checkpoint.renamed import RENAMED, rename_old_weights
+from clab_d2.config import get_clab_cfg
 
 TABLE = ((r"a\.", "b."), (r"b\.(\d+)\.", r"c.\1."), (r"d\.", "e."))
 
@@ -37,3 +40,14 @@ def test_the_table_is_of_patterns_for_whole_parts() -> None:
         re.compile(pattern)
         assert pattern.endswith(r"\."), pattern
         assert replacement.endswith("."), replacement
+
+
+def test_every_weight_of_the_version_before_has_its_place(repo_root: Path) -> None:
+    """The names of configs/quick_schedules/clab_quick.yaml's model before any renaming."""
+    old = (repo_root / "tests/golden/weight_names_before_renaming.txt").read_text().split()
+    cfg = get_clab_cfg()
+    cfg.merge_from_file(str(repo_root / "configs/quick_schedules/clab_quick.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    today = build_model(cfg).state_dict()
+    renamed, _ = rename_old_weights(dict.fromkeys(old), today)
+    assert set(renamed) == set(today)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from clab_d2.evaluation import Columns, Detections, GroundTruth
+from clab_d2.evaluation import COCOResults, Detections, GroundTruth
 from clab_d2.evaluation.comparison import Comparison, Run, Spread, measure_run
 from clab_d2.evaluation.metrics import Metrics
 from clab_d2.evaluation.plots import draw_all
@@ -39,8 +39,8 @@ def run(truth: GroundTruth, entries: list[tuple[int, int, float]], label: str = 
         {"image_id": i, "category_id": c, "bbox": [50 * c, 0, 20, 20], "score": s}
         for i, c, s in entries
     ]
-    columns = Columns.from_records(records, "p.json")
-    return measure_run(truth, Detections.from_columns(columns, truth, "p.json"), label, "p.json")
+    columns = COCOResults.from_records(records, "p.json")
+    return measure_run(truth, Detections.from_results(columns, truth, "p.json"), label, "p.json")
 
 
 def test_a_videos_figure_is_of_its_own_detections_and_classes():

@@ -9,6 +9,7 @@ from clab_d2.evaluation.motion_iou import (
     FAST,
     MEDIUM,
     SLOW,
+    UNKNOWN,
     motion_iou_from_tracks,
     motion_speed,
 )
@@ -90,3 +91,8 @@ def test_equals_the_definition(tracks, seed):
 def test_speed_borders():
     speeds = motion_speed(np.array([0.0, 0.699, 0.7, 0.8, 0.9, 0.901, 1.0]))
     assert speeds.tolist() == [FAST, FAST, MEDIUM, MEDIUM, MEDIUM, SLOW, SLOW]
+
+
+def test_an_unknown_motion_iou_is_no_speed():
+    speed = motion_speed(np.array([np.nan, 1.0, np.nan, 0.0]))
+    assert speed.tolist() == [UNKNOWN, SLOW, UNKNOWN, FAST]

@@ -66,6 +66,12 @@ def register(name: str, path: Path) -> str:
     return name
 
 
+def register_vid(name: str, path: Path, **metadata: object) -> None:
+    """As a video dataset: with the classes that are declared, if any are."""
+    MetadataCatalog.pop(name, None)
+    MetadataCatalog.get(name).set(json_file=str(path), evaluator_type="vid", **metadata)
+
+
 def detect(image_id: int, content: dict, seed: int = 0) -> dict:
     """A model of sorts: the truth, shaken, with doubles, false alarms and slips of the class."""
     rng = np.random.default_rng([seed, image_id])
@@ -201,13 +207,81 @@ def test_detections_that_are_not_finite_are_left_out(dataset, tmp_path, caplog):
 
 
 def test_more_classes_than_the_dataset_has(dataset):
+    """Told at the first such detection, not after hours."""
     name, content = dataset
     evaluator = VIDEvaluator(name, None, distributed=False)
     output = detect(1, content)
     output["instances"].pred_classes[0] = 3
-    evaluator.process([{"image_id": 1}], [output])
     with pytest.raises(DataError, match=r"class 3, but .* has 3 classes; set MODEL\.ROI_HEADS"):
-        evaluator.evaluate()
+        evaluator.process([{"image_id": 1}], [output])
+
+
+def perfect(dataset: str, content: dict, classes: list[str], output: Path | None) -> dict:
+    """The figures of a model of ``classes`` that finds every object of theirs, and no other."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    evaluator = VIDEvaluator(dataset, output, distributed=False)
+    for image in content["images"]:
+        objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        objects = [a for a in objects if names[a["category_id"]] in classes]
+        boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
+        # In a corner, where nothing is: something of the last class, in every frame.
+        boxes = np.vstack([boxes, [180, 130, 20, 20]])
+        index = [classes.index(names[a["category_id"]]) for a in objects] + [len(classes) - 1]
+        instances = Instances((150, 200))
+        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+        instances.pred_boxes = Boxes(torch.tensor(corners))
+        instances.scores = torch.tensor([0.9] * len(objects) + [0.1])
+        instances.pred_classes = torch.tensor(index)
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["class 7", "class 3"],  # the JSON has a category more, with objects
+        ["class 11", "class 3", "class 7"],  # another order
+        ["class 11", "class 12", "class 3", "class 7", "class 13"],  # it lacks two
+        ["class 3", "class 12"],
+    ],
+)
+def test_classes_of_the_dataset_are_found_in_the_json_by_name(
+    dataset, tmp_path, caplog, classes
+):
+    """A category that is no class is ignored; a class without a category is left out."""
+    name, content = dataset
+    register_vid(name, tmp_path / "truth.json", thing_classes=classes)
+    results = perfect(name, content, classes, tmp_path / "out")
+    assert results["vid"]["AP50"] == pytest.approx(100)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    measured = [c for c in classes if c in {"class 7", "class 3", "class 11"}]
+    assert list(metrics["vid"]["per-class"]) == measured
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {f"class {p['category_id']}" for p in predictions} == set(measured)
+    missing, ignored = set(classes) - set(measured), {"class 7", "class 3", "class 11"}
+    assert ("has no category for" in caplog.text) == bool(missing)
+    assert all(each in caplog.text for each in missing)
+    assert ("are ignored" in caplog.text) == bool(ignored - set(measured))
+    # The file gives the same figures.
+    truth = GroundTruth.from_file(tmp_path / "truth.json").only_classes(classes)
+    file = Detections.from_file(tmp_path / "out" / "predictions.json", truth)
+    assert str(compute_metrics(truth, file).vid) == str(results["vid"])
+
+
+def test_a_video_datasets_classes_stand_in_the_json_where_nothing_declares_them(dataset, tmp_path):
+    """Before it is loaded, a dataset registered without metadata has none."""
+    name, content = dataset
+    register_vid(name, tmp_path / "truth.json")
+    results = perfect(name, content, ["class 7", "class 3", "class 11"], tmp_path)
+    assert results["bbox"]["AP50"] == pytest.approx(100)
+
+
+def test_a_dataset_whose_categories_are_all_others(dataset, tmp_path):
+    name, _ = dataset
+    register_vid(name, tmp_path / "truth.json", thing_classes=["bird"])
+    with pytest.raises(DataError, match=r"none of its categories \(class 7.*classes .*\(bird\)"):
+        VIDEvaluator(name, None, distributed=False)
 
 
 def test_dataset_without_annotations():

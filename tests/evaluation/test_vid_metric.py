@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from clab_d2.evaluation import matching
 from clab_d2.evaluation.vid_metric import (
     SUBSETS,
-    Matcher,
+    VIDPrecision,
     mean_over_classes,
     vid_average_precision,
 )
@@ -171,7 +171,7 @@ def test_detection_in_a_frame_without_the_class_is_shared_among_speeds():
 def test_object_that_never_counts():
     gt = {"gt_image": [0, 0], "gt_box": [[0, 0, 9, 9], [50, 0, 59, 9]], "gt_class": [0, 0]}
     dt = {"dt_image": [0, 0], "dt_box": [[50, 0, 59, 9], [0, 0, 9, 9]], "dt_class": [0, 0]}
-    matcher = Matcher(
+    matcher = VIDPrecision(
         **gt, gt_motion_iou=[0.8, 0.8], **dt, dt_score=np.array([0.9, 0.8]),
         num_classes=1, gt_never=[False, True],
     )  # fmt: skip

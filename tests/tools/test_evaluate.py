@@ -143,3 +143,19 @@ def test_wrong_options(data, capsys, options, message):
 )
 def test_short_names(paths, names):
     assert tool.short_names(paths) == names
+
+
+def test_only_some_classes(data, tmp_path, capsys):
+    truth = json.loads((data / "truth.json").read_text())
+    name = truth["categories"][1]["name"]
+    arguments = ["--annotations", str(data / "truth.json")]
+    arguments += ["--predictions", str(data / "predictions.json")]
+    assert tool.main([*arguments, "--output", str(tmp_path / "all.json")]) == 0
+    assert tool.main([*arguments, "--output", str(tmp_path / "m.json"), "--classes", name]) == 0
+    whole = json.loads((tmp_path / "all.json").read_text())["vid"]
+    some = json.loads((tmp_path / "m.json").read_text())["vid"]
+    assert some["per-class"] == {name: whole["per-class"][name]}
+    assert some["AP50"] == whole["per-class"][name] != whole["AP50"]
+    capsys.readouterr()
+    assert tool.main([*arguments, "--classes", name, "unicorn"]) == 2
+    assert "--classes: " in (line := capsys.readouterr().err) and "no category 'unicorn'" in line

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,82 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clab_d2.errors import DataError
-from clab_d2.evaluation import Columns, Detections, GroundTruth, compute_metrics, records
-from clab_d2.evaluation.records import load_columns
-
-
-def truth_json() -> dict:
-    return {
-        "categories": [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}],
-        "videos": [{"id": 1, "name": "a"}],
-        "images": [
-            {"id": 20, "video_id": 1, "frame_id": 1},
-            {"id": 10, "video_id": 1, "frame_id": 0},
-            {"id": 30, "video_id": 1, "frame_id": 2, "annotated": False},
-            {"id": 40, "file_name": "still.jpg"},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 10, "category_id": 5, "bbox": [0, 0, 10, 10], "instance_id": 1},
-            {"id": 2, "image_id": 20, "category_id": 5, "bbox": [5, 0, 10, 10], "instance_id": 1},
-            {"id": 3, "image_id": 20, "category_id": 2, "bbox": [50, 0, 10, 10], "motion_iou": 0.8},
-            {"id": 4, "image_id": 30, "category_id": 2, "bbox": [50, 0, 10, 10]},
-            {"id": 5, "image_id": 40, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 7,
-             "iscrowd": 1},
-        ],
-    }  # fmt: skip
-
-
-@pytest.fixture
-def truth() -> GroundTruth:
-    return GroundTruth.from_json(truth_json(), "truth.json")
+from clab_d2.evaluation import COCOResults, Detections, GroundTruth, compute_metrics, detections
+from clab_d2.evaluation.detections import load_results
 
 
 def detection(**changes) -> dict:
     return {"image_id": 10, "category_id": 5, "bbox": [0, 0, 9.5, 10], "score": 0.5, **changes}
-
-
-def test_ground_truth(truth):
-    assert truth.image_ids.tolist() == [10, 20, 30, 40]
-    assert truth.annotated.tolist() == [True, True, False, True]
-    assert truth.image.tolist() == [0, 1, 1, 3]  # nothing of the frame of unknown truth
-    assert truth.class_index.tolist() == [0, 0, 1, 1]
-    assert truth.area.tolist() == [100, 100, 100, 7]
-    assert truth.crowd.tolist() == [False, False, False, True]
-    assert [truth.video_names[v] for v in truth.video_of_image] == ["a", "a", "a", "still.jpg"]
-
-
-def test_own_motion_iou_decides_and_else_the_track(truth):
-    assert truth.motion_iou == pytest.approx([1 / 3, 1 / 3, 0.8, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c.pop("images"), "truth.json: not a COCO annotation file"),
-        (lambda c: c["images"][0].pop("id"), "truth.json: .* malformed .*lacks 'id'"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "truth.json: .* malformed"),
-        (lambda c: c["annotations"][0].pop("bbox"), "malformed .*lacks 'bbox'"),
-        (lambda c: c["images"][0].update(id=10), "two images have the same id"),
-        (lambda c: c["categories"][0].update(id=2), "two categories have the same id"),
-        (lambda c: c["categories"][0].update(name="cat"), "two categories have the same name"),
-    ],
-)
-def test_malformed_ground_truth_is_one_clear_line(change, message):
-    content = truth_json()
-    change(content)
-    with pytest.raises(DataError, match=message) as error:
-        GroundTruth.from_json(content, "truth.json")
-    assert "\n" not in str(error.value)
-
-
-def test_annotations_of_unknown_images_or_categories_are_left_out(caplog):
-    content = truth_json()
-    content["annotations"][0]["image_id"] = 99
-    content["annotations"][1]["category_id"] = 99
-    with caplog.at_level(logging.WARNING):
-        truth = GroundTruth.from_json(content, "truth.json")
-    assert len(truth.image) == 2
-    assert "2 annotations name an image or a category" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -102,6 +33,16 @@ def test_annotations_of_unknown_images_or_categories_are_left_out(caplog):
         (json.dumps([detection(score="x")]).encode(), "entry 0: score must be a number"),
         (json.dumps([detection(image_id="a.jpg")]).encode(), "image_id must be an integer"),
         (json.dumps([detection(image_id=1.5)]).encode(), "image_id must be an integer"),
+        (json.dumps([detection(image_id=2**63)]).encode(), "of at most 64 bits, not 92233720"),
+        (json.dumps([detection(category_id=-(10**30))]).encode(), "category_id .* of at most 64"),
+        (json.dumps([detection(image_id=True)]).encode(), "image_id must be an integer"),
+        (json.dumps([detection(bbox=["1", "2", "3", "4"])]).encode(), "entry 0: bbox must be"),
+        (json.dumps([detection(score="0.5")]).encode(), "entry 0: score must be a number"),
+        (json.dumps([detection(score=True)]).encode(), "entry 0: score must be a number"),
+        (json.dumps([detection(score=10**400)]).encode(), "entry 0: score must be .* 1000000"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
+        (b'[{"bbox": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "nested too deep"),
+        (b'[{"image_id": 1' + b"0" * 10_000 + b"}]", "not valid JSON"),
     ],
 )
 def test_malformed_predictions_are_one_clear_line(tmp_path, truth, text, message):
@@ -114,16 +55,32 @@ def test_malformed_predictions_are_one_clear_line(tmp_path, truth, text, message
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_refused_at_once(tmp_path, truth):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for read in (lambda path: Detections.from_file(path, truth), GroundTruth.from_file):
+        with pytest.raises(DataError, match=r"pipe.json: a named pipe, not a file"):
+            read(tmp_path / "pipe.json")
+        with pytest.raises(DataError, match=r"folder.json: cannot be read \(Is a directory\)"):
+            read(tmp_path / "folder.json")
+
+
+def test_large_whole_numbers_are_numbers(truth):
+    found = from_records([detection(bbox=[0, 0, 2**70, 10])], truth)
+    assert found.box.tolist() == [[0, 0, 2.0**70, 10]]
+
+
 def test_entry_numbers_hold_across_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_BYTES_AT_A_TIME", 200)
+    monkeypatch.setattr(detections, "_BYTES_AT_A_TIME", 200)
     path = tmp_path / "p.json"
     path.write_text(json.dumps([detection()] * 50 + [detection(score=None, bbox=None)]))
     with pytest.raises(DataError, match="entry 50: bbox"):
-        load_columns(path)
+        load_results(path)
 
 
 def from_records(entries: list[dict], truth: GroundTruth) -> Detections:
-    return Detections.from_columns(Columns.from_records(entries, "p.json"), truth, "p.json")
+    return Detections.from_results(COCOResults.from_records(entries, "p.json"), truth, "p.json")
 
 
 def test_detections_are_sorted_by_image_and_keep_their_order_within(truth):
@@ -149,19 +106,20 @@ def test_predictions_of_another_dataset_are_refused(truth):
 
 
 def test_detections_that_are_not_finite_are_left_out(truth, caplog):
+    bad = [detection(score=math.nan), detection(bbox=[0, 0, math.inf, 1])]
     with caplog.at_level(logging.WARNING):
-        found = from_records([detection(), detection(score=math.nan)], truth)
+        found = from_records([detection(), *bad], truth)
     assert len(found.score) == 1
-    assert "1 detections have a score or box that is not finite" in caplog.text
+    assert "2 detections have a score or box that is not finite" in caplog.text
 
 
-def test_nothing_detected_and_nothing_to_detect(truth, caplog):
+def test_nothing_detected_and_nothing_to_detect(truth_json, truth, caplog):
     with caplog.at_level(logging.WARNING):
         metrics = compute_metrics(truth, from_records([], truth))
     assert metrics.vid["AP50"] == metrics.bbox["AP"] == 0.0
     assert "There are no detections" in caplog.text
 
-    content = {**truth_json(), "annotations": []}
+    content = {**truth_json, "annotations": []}
     empty = GroundTruth.from_json(content, "truth.json")
     with caplog.at_level(logging.WARNING):
         metrics = compute_metrics(empty, from_records([detection()], empty))
@@ -202,11 +160,11 @@ entry = st.builds(
 def test_pieces_change_nothing(tmp_path_factory, entries, size, indent):
     path = tmp_path_factory.mktemp("pieces") / "p.json"
     path.write_text(json.dumps(entries, indent=indent))
-    before, records._BYTES_AT_A_TIME = records._BYTES_AT_A_TIME, size
+    before, detections._BYTES_AT_A_TIME = detections._BYTES_AT_A_TIME, size
     try:
-        columns = load_columns(path)
+        columns = load_results(path)
     finally:
-        records._BYTES_AT_A_TIME = before
+        detections._BYTES_AT_A_TIME = before
     assert columns.image_id.tolist() == [e["image_id"] for e in entries]
     assert columns.score.tolist() == [e["score"] for e in entries]
     assert columns.box.shape == (len(entries), 4)
@@ -214,13 +172,13 @@ def test_pieces_change_nothing(tmp_path_factory, entries, size, indent):
 
 @pytest.mark.parametrize("cut", range(1, 400, 23))
 def test_a_file_cut_anywhere_is_refused(tmp_path, monkeypatch, cut):
-    monkeypatch.setattr(records, "_BYTES_AT_A_TIME", 100)
+    monkeypatch.setattr(detections, "_BYTES_AT_A_TIME", 100)
     path = tmp_path / "p.json"
     path.write_text(json.dumps([detection()] * 10)[:-cut])
     with pytest.raises(DataError, match="not valid JSON"):
-        load_columns(path)
+        load_results(path)
 
 
 def test_columns_of_no_parts():
-    assert Columns.join([]).box.shape == (0, 4)
-    assert np.shape(Columns.join([]).score) == (0,)
+    assert COCOResults.join([]).box.shape == (0, 4)
+    assert np.shape(COCOResults.join([]).score) == (0,)
