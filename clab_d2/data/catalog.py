@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -57,21 +57,40 @@ def register_datasets_from_config(cfg: CfgNode) -> None:
 def check_num_classes(cfg: CfgNode) -> None:
     """Check that every dataset of the config is there and has the classes that the model has.
 
+    A detector numbers its classes as its training sets list them, so all sets, those for
+    evaluation included, must have the same names in the same order.
+
     Raises:
-        ConfigError: a dataset is not registered, the classes of two training sets differ, or
+        ConfigError: a dataset is not registered, the classes of two sets differ, or
             ``MODEL.ROI_HEADS.NUM_CLASSES`` is not their number.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name in names:
         check_registered(name)
-    check_same_classes(cfg.DATASETS.TRAIN)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = MetadataCatalog.get(name).get("thing_classes")
+    check_same_classes(names)
+    for name in names:
+        classes = classes_of_dataset(name)
         if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise ConfigError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but dataset "
                 f"{name!r} has {len(classes)} class(es); set MODEL.ROI_HEADS.NUM_CLASSES "
                 f"{len(classes)}"
             )
+
+
+def classes_of_dataset(name: str) -> list[str] | None:
+    """Names of a registered dataset's classes in its order; None where they can't be known yet.
+
+    Those of a video dataset that declares none are its JSON's.
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None and metadata.get("evaluator_type") == "vid":
+        try:
+            classes = read_classes_metadata(metadata.json_file)["thing_classes"]
+        except DataError:
+            return None  # told, with the remedy, where the file is needed
+    return None if classes is None else list(classes)
 
 
 def check_files(names: Iterable[str]) -> None:
@@ -137,20 +156,41 @@ def check_registered(name: str) -> None:
 
 
 def check_same_classes(names: Iterable[str]) -> None:
-    """Raise a ConfigError unless the datasets have the same classes in the same order."""
+    """Raise a ConfigError unless the datasets have the same classes in the same order.
+
+    Args:
+        names: registered datasets; the classes of the first are what the others should have.
+    """
     first, classes = None, None
     for name in names:
-        these = MetadataCatalog.get(name).get("thing_classes")
+        these = classes_of_dataset(name)
         if these is None:
             continue
-        if classes is not None and these != classes:
-            differing = sorted(set(these) ^ set(classes))
-            what = f"not both have {', '.join(differing[:5])}" if differing else "order differs"
+        if classes is None:
+            first, classes = name, these
+        elif these != classes:
             raise ConfigError(
-                f"DATASETS.TRAIN: {first!r} and {name!r} have different classes ({what}); give "
-                "their JSON files the same categories in the same order"
+                f"datasets {first!r} and {name!r} have different classes "
+                f"({difference_of_classes(classes, these)}), but a detector has one list of them; "
+                f"give {name!r}'s JSON the categories of {first!r}'s, in that order (one without "
+                "objects does no harm)"
             )
-        first, classes = name, these
+
+
+def difference_of_classes(expected: Sequence[str], found: Sequence[str]) -> str:
+    """How one list of classes differs from another, in a few words."""
+    parts = []
+    for what, names in (
+        ("the second lacks", [name for name in expected if name not in found]),
+        ("the second has besides", [name for name in found if name not in expected]),
+    ):
+        if names:
+            parts.append(f"{what} {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    if not parts:
+        pairs = enumerate(zip(expected, found, strict=True))
+        place, (this, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        parts.append(f"the order differs: number {place} is {this} in one, {other} in the other")
+    return "; ".join(parts)
 
 
 def collect_bad_frames(dataset_names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from clab_d2.data import (
     collect_bad_frames,
     get_video_table,
     register_builtin_datasets,
+    register_coco_vid,
     register_datasets_from_config,
 )
 from clab_d2.data.imagenet_vid import IMAGENET_VID_CLASSES, IMAGENET_VID_WNIDS
@@ -87,18 +88,86 @@ def test_number_of_classes(make_dataset: MakeDataset, mine: str) -> None:
         check_num_classes(cfg)
 
 
-def test_training_sets_of_different_classes(
+def _reverse(categories: list[dict]) -> None:
+    categories.reverse()
+
+
+def _rename(categories: list[dict]) -> None:
+    categories[0]["name"] = "lynx"
+
+
+def _drop(categories: list[dict]) -> None:
+    categories.pop()
+
+
+def _add(categories: list[dict]) -> None:
+    categories.append({"id": 8, "name": "lynx"})
+
+
+@pytest.mark.parametrize("train", [("one", "two"), ("one",), ()])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_reverse, "the order differs: number 0 is cat in one, dog in the other"),
+        (_rename, "the second lacks cat; the second has besides lynx"),
+        (_drop, "the second lacks dog"),
+        (_add, "the second has besides lynx"),
+    ],
+)
+def test_sets_of_different_classes(
+    make_dataset: MakeDataset,
+    make_cfg: Callable[..., CfgNode],
+    change: Callable[[list[dict]], None],
+    message: str,
+    train: tuple[str, ...],
+) -> None:
+    """Two training sets, a training and a test set, or two test sets; read by now or not."""
+    one, two = make_dataset((3,)), make_dataset((3,))
+    cfg = make_cfg(one)
+    sets = {"one": one.name, "two": two.name}
+    cfg.DATASETS.TRAIN = tuple(sets[name] for name in train)
+    cfg.DATASETS.TEST = tuple(sets[name] for name in sets if name not in train)
+    check_num_classes(cfg)
+    change(two.data["categories"])
+    two.data["annotations"] = [a for a in two.data["annotations"] if a["category_id"] == 3]
+    two.save()
+    message = rf"'{one.name}' and '{two.name}' have different classes \({message}\).* in that order"
+    for load in (False, True):
+        if load:
+            DatasetCatalog.get(two.name)
+        with pytest.raises(ConfigError, match=message) as caught:
+            check_num_classes(cfg)
+        assert "\n" not in str(caught.value)
+
+
+def test_declared_classes_decide_whatever_the_json_says(
+    make_dataset: MakeDataset, make_cfg: Callable[..., CfgNode], mine: str
+) -> None:
+    """A dataset registered with classes is read by their names."""
+    made = make_dataset((3,))
+    made.data["categories"].reverse()
+    made.save()
+    register_coco_vid(
+        mine, {"thing_classes": ["cat", "dog"]}, str(made.json_file), str(made.root)
+    )
+    other = make_dataset((3,))
+    cfg = make_cfg(other)
+    cfg.DATASETS.TEST = (mine,)
+    check_num_classes(cfg)
+    [first, *_] = DatasetCatalog.get(mine)
+    assert first["annotations"][0]["category_id"] == 1, "a dog, by its name"
+
+
+def test_classes_of_a_missing_file_are_told_where_it_is_needed(
     make_dataset: MakeDataset, make_cfg: Callable[..., CfgNode]
 ) -> None:
     one, two = make_dataset((3,)), make_dataset((3,))
-    two.data["categories"].reverse()
-    two.save()
-    for made in (one, two):
-        DatasetCatalog.get(made.name)
     cfg = make_cfg(one)
-    cfg.DATASETS.TRAIN = (one.name, two.name)
-    with pytest.raises(ConfigError, match=f"'{one.name}' and '{two.name}' have .*order differs"):
-        check_num_classes(cfg)
+    cfg.DATASETS.TEST = (two.name,)
+    two.json_file.unlink()
+    check_num_classes(cfg)
+    with pytest.raises(DataError, match="no such annotation file"):
+        check_files(cfg.DATASETS.TEST)
 
 
 def test_builtin_datasets() -> None:
