@@ -1,4 +1,4 @@
-"""Hooks: stop on a signal with a checkpoint, and go on with the data where a training stopped."""
+"""Hooks: stop on a signal with a checkpoint, and go on with data and evaluations after a stop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from clab_d2.data.training_order import ClipOrder
+from clab_d2.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +105,52 @@ class DataOrder(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._order is not None:
             self._order.load_state(state)
+
+
+class PeriodicEvaluation(EvalHook):
+    """Detectron2's, which also makes up for an evaluation that was due when a job ended.
+
+    A checkpoint is saved before the evaluation of the same iteration, which a signal, a time limit
+    or a crash may then cut off.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, Any]], noted: str) -> None:
+        """
+        Args:
+            period: iterations between two evaluations; 0 for none but the last.
+            evaluate: returns nested metrics.
+            noted: a file in which the main process notes the iteration last evaluated.
+        """
+        super().__init__(period, self._evaluate_and_note)
+        self._evaluate = evaluate
+        self._noted = Path(noted)
+
+    def _evaluate_and_note(self) -> dict[str, Any]:
+        results = self._evaluate()
+        if comm.is_main_process():
+            with atomic_write(self._noted) as file:
+                file.write(str(self.trainer.iter))
+        return results
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if start == 0:
+            if comm.is_main_process():
+                self._noted.unlink(missing_ok=True)  # another training's
+            return
+        is_done = self._noted.is_file() and self._noted.read_text() == str(start - 1)
+        if comm.all_gather(is_done)[0]:
+            return
+        self._set_iteration(start - 1)
+        self.after_step()  # evaluates if it was due
+        self._set_iteration(start)
+
+    def _set_iteration(self, iteration: int) -> None:
+        self.trainer.iter = self.trainer.storage.iter = iteration
+
+    def after_train(self) -> None:
+        super().after_train()
+        del self._evaluate  # likely a method of the trainer, which must not be kept alive
 
 
 def _clip_order(loader: Any) -> ClipOrder | None:

@@ -23,6 +23,12 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,9 +40,9 @@ from clab_d2.data import (
     collect_bad_frames,
 )
 from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
-from clab_d2.engine.hooks import DataOrder, StopOnSignal
+from clab_d2.engine.hooks import DataOrder, PeriodicEvaluation, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
-from clab_d2.errors import ConfigError
+from clab_d2.engine.schedule import Schedule, scale_schedule
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.modeling import prepare_for_inference
 
@@ -60,8 +66,10 @@ class Trainer(DefaultTrainer):
         # and says what its loader must give, and processes on the CPU get no device ids.
         TrainerBase.__init__(self)
         self.check_test_data(cfg)
+        self._schedule = Schedule.of(cfg, comm.get_world_size())
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._resumes = False
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -122,8 +130,8 @@ class Trainer(DefaultTrainer):
         """The hooks, in the order in which they do their part of an iteration.
 
         Learning rate and checkpoint come before the stop on a signal, so that what is saved then
-        is the state after the iteration; the evaluation, which may take long, comes behind it; and
-        the writers are last, so that they have its results.
+        is the state after the iteration; the evaluation, which may take long, comes behind it.
+        The writers, which :meth:`train` adds, are last, so that they have its results.
         """
         cfg = self.cfg
         built: list[HookBase] = [
@@ -137,10 +145,21 @@ class Trainer(DefaultTrainer):
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
         built.append(StopOnSignal(self._save_after))
-        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
-        if comm.is_main_process():
-            built.append(hooks.PeriodicWriter(self.build_writers(), cfg.SOLVER.LOG_PERIOD))
+        noted = os.path.join(cfg.OUTPUT_DIR, "last_evaluation")
+        built.append(PeriodicEvaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, noted))
         return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """What writes down losses and metrics; called when it is known where training begins."""
+        output_dir = self.cfg.OUTPUT_DIR
+        os.makedirs(output_dir, exist_ok=True)
+        # A resumed training takes out of its logs what lies beyond the checkpoint.
+        purge_step = self.start_iter if self._resumes else None
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(os.path.join(output_dir, "metrics.json")),
+            TensorboardXWriter(output_dir, purge_step=purge_step),
+        ]
 
     def _build_precise_bn(self) -> HookBase:
         cfg = self.cfg.clone()
@@ -166,15 +185,32 @@ class Trainer(DefaultTrainer):
 
         Resumed are iteration, weights, optimizer, learning rate, the contrastive weight (which
         follows from the iteration) and the place in the stream of training clips. What
-        ``metrics.json`` has beyond the checkpoint is taken out: it is about to come again.
+        ``metrics.json`` and TensorBoard have beyond the checkpoint is taken out: it is about to
+        come again. An evaluation that was due then and cut off is made up for.
+
+        Raises:
+            ConfigError: the checkpoint's schedule is another one (:class:`Schedule`).
         """
         super().resume_or_load(resume)
+        self._resumes = resume
         if self.start_iter > 0:
             logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
         if comm.is_main_process() and resume:
             drop_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "schedule" in state_dict:  # not in checkpoints of version 0.1
+            checkpoint = self.checkpointer.get_checkpoint_file()
+            self._schedule.check_resumes(state_dict["schedule"], checkpoint)
+        super().load_state_dict(state_dict)
+
     def train(self) -> Any:
+        if comm.is_main_process():
+            writers = hooks.PeriodicWriter(self.build_writers(), self.cfg.SOLVER.LOG_PERIOD)
+            self.register_hooks([writers])
         try:
             results = super().train()
         finally:
@@ -224,27 +260,8 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """As Detectron2's; the contrastive weight's ``STEPS`` scale like the iterations.
-
-        Raises:
-            ConfigError: the batch can't be shared out evenly.
-        """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        if reference in (0, num_workers):
-            return cfg
-        if cfg.SOLVER.IMS_PER_BATCH % reference:
-            raise ConfigError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of "
-                f"SOLVER.REFERENCE_WORLD_SIZE {reference}; change one of them"
-            )
-        steps = cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS
-        cfg = DefaultTrainer.auto_scale_workers(cfg, num_workers)
-        frozen = cfg.is_frozen()
-        cfg.defrost()
-        cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = round(steps * reference / num_workers)
-        if frozen:
-            cfg.freeze()
-        return cfg
+        """Fit the schedule to so many processes, see :func:`scale_schedule`."""
+        return scale_schedule(cfg, num_workers)
 
 
 def _share_buffers(model: nn.Module) -> None:

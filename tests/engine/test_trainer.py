@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.env import seed_all_rng
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_videos import make_tiny_videos
 from torch import nn
 
@@ -140,6 +143,83 @@ def test_resumed_with_data_workers(
     assert train(cfg, resume=True) == whole[20:]
 
 
+def test_tensorboard_forgets_what_comes_again(cfg: CfgNode) -> None:
+    train(cfg, stop_before=7)
+    train(cfg, resume=True)
+    events = EventAccumulator(cfg.OUTPUT_DIR)
+    events.Reload()
+    for tag in ("total_loss", "lr"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(12)), tag
+
+
+@pytest.mark.parametrize("scaled", [(1, 2), (2, 1), (2, 0), (0, 2)])
+def test_two_schedules_are_not_mixed(cfg: CfgNode, scaled: tuple[int, int]) -> None:
+    """Here one process, whose reference changes; another number of processes is the same to it."""
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = scaled[0]
+    train(cfg, stop_before=11)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = scaled[1]
+    with pytest.raises(ConfigError, match=r"model_0000009\.pth: trained with . clip") as caught:
+        train(cfg, resume=True)
+    assert not SEEN
+    remedy = "2" if scaled[0] == 2 else "0 SOLVER.IMS_PER_BATCH 2"
+    assert f"SOLVER.REFERENCE_WORLD_SIZE {remedy}, or" in str(caught.value)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = scaled[0]
+    train(cfg, resume=True)
+
+
+def test_another_batch_is_refused(cfg: CfgNode) -> None:
+    train(cfg, stop_before=7)
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    with pytest.raises(ConfigError, match=r"set SOLVER\.IMS_PER_BATCH 2"):
+        train(cfg, resume=True)
+
+
+class Evaluating(Trainer):
+    """Notes after which iteration it evaluates; ``ended`` there, as if killed."""
+
+    evaluated: ClassVar[list[int]] = []
+    ended = -1
+
+    def _evaluate(self) -> dict[str, Any]:
+        if self.iter == self.ended:
+            raise KeyboardInterrupt
+        self.evaluated.append(self.iter)
+        return {"vid": {"AP50": 10.0 * self.iter}}
+
+
+@pytest.mark.parametrize("end", ["signal", "in the evaluation", "after it"])
+def test_an_evaluation_cut_off_is_made_up_for(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    cfg.TEST.EVAL_PERIOD = 5
+    monkeypatch.setattr(Evaluating, "evaluated", [])
+    trainer = Evaluating(cfg)
+    trainer.resume_or_load(False)
+    whole_step = trainer.run_step
+
+    def run_step() -> None:
+        whole_step()
+        if trainer.iter == 4 and end == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if trainer.iter == 6 and end == "after it":
+            raise KeyboardInterrupt
+
+    trainer.run_step = run_step
+    trainer.ended = 4 if end == "in the evaluation" else -1
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.train()
+    assert Evaluating.evaluated == ([4] if end == "after it" else [])
+    trainer = Evaluating(cfg)
+    trainer.resume_or_load(True)
+    trainer.train()
+    assert Evaluating.evaluated == [4, 9, 12], "each once"
+    found = {row["iteration"]: row["vid/AP50"] for row in rows(cfg) if "vid/AP50" in row}
+    assert found == {4: 40, 9: 90, 12: 120}
+    # A new training in the same folder does not take over what was noted.
+    Evaluating(cfg).train()
+    assert Evaluating.evaluated == [4, 9, 12, 4, 9, 12]
+
+
 def test_what_the_evaluation_needs_is_missed_before_the_first_iteration(
     cfg: CfgNode, tmp_path: Path
 ) -> None:
@@ -173,27 +253,6 @@ def test_log_period(cfg: CfgNode) -> None:
     assert [row["iteration"] for row in rows(cfg)] == [4, 9]
 
 
-def test_schedule_scales_with_the_number_of_processes() -> None:
-    cfg = get_clab_cfg()
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
-    cfg.SOLVER.IMS_PER_BATCH = 16
-    cfg.SOLVER.BASE_LR = 0.01
-    cfg.SOLVER.MAX_ITER = 48769
-    cfg.SOLVER.STEPS = (13934, 34835)
-    cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = 25000
-    cfg.freeze()
-    scaled = Trainer.auto_scale_workers(cfg, 2)
-    assert scaled.is_frozen()
-    assert scaled.SOLVER.IMS_PER_BATCH == 4
-    assert pytest.approx(0.0025) == scaled.SOLVER.BASE_LR
-    assert scaled.SOLVER.MAX_ITER == 4 * 48769
-    assert scaled.SOLVER.STEPS == (4 * 13934, 4 * 34835)
-    assert scaled.MODEL.CONTRASTIVE.WEIGHT.STEPS == 100000
-    assert scaled.SOLVER.REFERENCE_WORLD_SIZE == 2
-    assert Trainer.auto_scale_workers(scaled, 2) is scaled
-    assert cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS == 25000
-
-
 def test_trainer_trains_by_the_scaled_schedule(cfg: CfgNode) -> None:
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
     cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS = 6
@@ -201,14 +260,6 @@ def test_trainer_trains_by_the_scaled_schedule(cfg: CfgNode) -> None:
     assert trainer.cfg.SOLVER.IMS_PER_BATCH == 1
     assert trainer.max_iter == 24
     assert trainer.cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS == 12
-
-
-def test_unscalable_batch() -> None:
-    cfg = get_clab_cfg()
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
-    cfg.SOLVER.IMS_PER_BATCH = 12
-    with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH 12"):
-        Trainer.auto_scale_workers(cfg, 2)
 
 
 def test_loaders_are_built_for_the_model(cfg: CfgNode) -> None:
