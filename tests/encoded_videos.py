@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def encode(
     b_frames: int = 3,
     times: Sequence[int] | None = None,
     rotation: int = 0,
+    kinds: str = "",
 ) -> Path:
     """Write a video file.
 
@@ -42,6 +44,7 @@ def encode(
         keyframe_every, b_frames: structure of the stream.
         times: when each frame shows, in 1/25 s; default one after another.
         rotation: what players are asked to turn it by, counter-clockwise, in degrees.
+        kinds: "I", "P" or "B" for each of the first frames; the encoder chooses the others'.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
@@ -55,6 +58,8 @@ def encode(
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if times is not None:
                 picture.pts = times[number]
+            if number < len(kinds):
+                picture.pict_type = av.video.frame.PictureType[kinds[number]]
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
@@ -64,3 +69,52 @@ def play(path: Path) -> list[np.ndarray]:
     """All frames of a video file as playing it from start to end gives them."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def join_without_encoding(
+    path: Path, source: Path, pieces: Sequence[tuple[int, int, float]]
+) -> Path:
+    """Join pieces of a video as a lossless cutter does: its packets, with shifted time stamps.
+
+    A piece cut out without encoding begins at a key frame before the place asked for, and ends
+    amid a group of pictures, in the file's order. Joining takes the asked-for lengths for the
+    pieces' own, so that the time stamps of neighbours overlap. A packet whose decoding time would
+    go back then gets the earliest that is allowed, and is displayed no earlier than that.
+
+    Args:
+        path: the file to write; its suffix chooses the container.
+        source: a file with B-frames.
+        pieces: (first packet, number of packets, when it begins in 1/25 s) of each.
+    """
+    with av.open(str(source)) as opened:
+        stream = opened.streams.video[0]
+        packets = [packet for packet in opened.demux(stream) if packet.size]
+        stamps = [(packet.pts, packet.dts) for packet in packets]
+        with av.open(str(path), "w") as container:
+            copy = container.add_stream_from_template(stream)
+            step = int(path.suffix != ".mkv")  # Matroska stores no decoding times
+            last = -(10**9)
+            for first, count, start in pieces:
+                shift = round(start / 25 / stream.time_base) - stamps[first][0]
+                for number in range(first, first + count):
+                    pts, dts = (stamp + shift for stamp in stamps[number])
+                    last = max(dts, last + step)
+                    packet = av.Packet(bytes(packets[number]))
+                    packet.pts, packet.dts = max(pts, last), last
+                    packet.time_base = stream.time_base
+                    packet.is_keyframe = packets[number].is_keyframe
+                    packet.stream = copy
+                    container.mux(packet)
+    return path
+
+
+def set_display_matrix(path: Path, matrix: Sequence[int]) -> Path:
+    """Write (a, b, c, d) of a display matrix, each -1, 0 or 1, into the track of an MP4."""
+    content = bytearray(path.read_bytes())
+    # After the box's name: version and flags, times, track, duration, and 16 bytes more.
+    place = content.index(b"tkhd") + 4 + 4 + 8 + 8 + 4 + 16
+    assert content[place - 40] == 0, "version 1 has longer times"
+    a, b, c, d = (int(value) << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path

@@ -6,37 +6,40 @@ nobody has to unpack them into pictures.
 
 Why not ``cv2.VideoCapture.set(CAP_PROP_POS_FRAMES)``: it computes a time from the number and the
 mean frame rate, and lands on a neighbour where the rate varies, where frames are reordered
-(B-frames) or where an edit list trims the start. Here an index of every frame's time stamp is made
-first, by reading the packets without decoding them; a frame is then found by its own time stamp.
+(B-frames) or where an edit list trims the start. Here an index tells in which packet of the file
+each frame is (see :mod:`.video_index`), and a frame is known by its packet.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
+import itertools
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clab_d2.data.video_container import (
+    LostPlaceError,
+    PacketMark,
+    decode_numbered,
+    demux_packets,
+    open_container,
+    seek,
+    to_upright_rgb,
+)
+from clab_d2.data.video_index import cached_index
 from clab_d2.errors import DataError
-from clab_d2.io import atomic_write
 
 if TYPE_CHECKING:
     import av
 
-logger = logging.getLogger(__name__)
-
 __all__ = [
     "VIDEO_SUFFIXES",
     "VideoFrameReader",
-    "VideoIndex",
     "is_video_file",
     "read_video_frame",
     "split_frame_name",
@@ -47,12 +50,6 @@ VIDEO_SUFFIXES = frozenset(
     | {".flv", ".ogv", ".3gp"}
 )
 
-# In these containers every packet carries its time of display.
-_CONTAINERS_WITH_TIMES = {"mov", "mp4", "matroska", "webm"}
-# Codecs that turn each packet into exactly one displayed frame; others must be decoded to count
-# (VP8 hides frames in packets of their own, MPEG-4 part 2 has packets that repeat a frame).
-_ONE_FRAME_A_PACKET = {"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "ffv1", "dnxhd", "png"}
-
 # How many key frames to go back at most, in the last of several tries, for a frame that won't come.
 _MAX_STEP_BACK = 8
 
@@ -60,10 +57,6 @@ _MAX_STEP_BACK = 8
 # them: a clip's key frame is read before the reference ahead of it (INPUT.REFERENCES.RANGE is 9).
 _MAX_RECENT = 10
 _MAX_RECENT_BYTES = 64 * 2**20
-
-# An index that took longer than this to make is kept on disk for other processes and later runs.
-_SLOW_INDEX_SECONDS = 0.5
-_INDEX_FORMAT = 1
 
 
 def is_video_file(path: str | os.PathLike[str]) -> bool:
@@ -81,27 +74,6 @@ def split_frame_name(file_name: str) -> tuple[str, int] | None:
     if not separator or not index.isdecimal() or not is_video_file(path):
         return None
     return path, int(index)
-
-
-@dataclass(frozen=True)
-class VideoIndex:
-    """What must be known of a video file to find a frame by its number.
-
-    Attributes:
-        num_frames: frames that can be displayed.
-        pts: time stamps (int64, in the stream's time base) of the frames in order of display, or
-            None where the file has no usable time stamps: it is then decoded from its start.
-        keyframe_pts: sorted time stamps of the frames at which decoding can start.
-        height, width: size of the first frame, upright, in pixels.
-        fps: mean frames per second.
-    """
-
-    num_frames: int
-    pts: np.ndarray | None
-    keyframe_pts: np.ndarray
-    height: int
-    width: int
-    fps: float
 
 
 class VideoFrameReader:
@@ -130,15 +102,20 @@ class VideoFrameReader:
         self._process = -1
         self._container: Any = None
         self._stream: Any = None
-        self._frames: Iterator[av.VideoFrame] | None = None
-        self._ahead: av.VideoFrame | None = None  # decoded while looking for an earlier frame
+        self._frames: Iterator[tuple[int, av.VideoFrame]] | None = None  # numbered
+        # Decoded while looking for an earlier frame.
+        self._ahead: tuple[int, av.VideoFrame] | None = None
         self._next = 0  # number of the first frame that decoding on can still give
+        self._whole_from = 0  # number from which on decoded frames are whole
         self._sought = False  # whether decoding began elsewhere than at the file's start
+        self._way: str | None = None  # how the last successful jump was done
+        self._may_seek = True
         self._undecodable: set[int] = set()
-        self._recent: OrderedDict[int, av.VideoFrame] = OrderedDict()  # by time stamp or number
-        self._whole_from: int | None = None  # time stamp from which on decoded frames are whole
+        self._recent: OrderedDict[int, av.VideoFrame] = OrderedDict()  # by number
         self._last: tuple[int, np.ndarray] | None = None
-        self._index = _cached_index(self.path)
+        self._index = cached_index(self.path)
+        self._frame_of_packet = self._index.frame_of_packet()
+        self._packet_of_mark = self._index.keys.by_mark()
         self.height, self.width, self.fps = (
             self._index.height,
             self._index.width,
@@ -147,11 +124,6 @@ class VideoFrameReader:
 
     def __len__(self) -> int:
         return self._index.num_frames
-
-    @property
-    def exact_seek(self) -> bool:
-        """Whether a jump goes to a key frame nearby, rather than to the file's start."""
-        return self._index.pts is not None
 
     def read(self, index: int) -> np.ndarray:
         """Return frame ``index`` as RGB, uint8 (H, W, 3), turned upright.
@@ -175,7 +147,7 @@ class VideoFrameReader:
                 f"{self.path}#{index}: the frame cannot be decoded; the file is damaged there, "
                 "fetch or encode it again"
             )
-        image = _to_rgb(frame)
+        image = to_upright_rgb(frame)
         self._last = (index, image)
         return image.copy()
 
@@ -209,114 +181,125 @@ class VideoFrameReader:
         if self._process not in (-1, os.getpid()):
             # Opened before a fork: to close it here would wait for threads of the parent's.
             _of_parent_process.append((self._container, self._stream, self._frames, self._ahead))
-        self._container, self._stream = _open_container(self.path, self._threads)
+        self._container, self._stream = open_container(self.path, self._threads)
         self._process = os.getpid()
-        self._next, self._sought, self._last, self._whole_from = 0, False, None, None
+        self._last = None
         self._recent.clear()
-        self._decode_on()
+        self._decode_on(demux_packets(self._container, self._stream))
 
     def _rewind(self) -> None:
         self._container.close()
         self._open()
 
-    def _decode_on(self) -> None:
-        """Decode from wherever the container now stands."""
+    def _decode_on(
+        self, packets: Iterator[av.Packet], first_packet: int = 0, first_frame: int = 0
+    ) -> None:
+        """Decode from wherever the container now stands; ``first_*`` say where that is."""
         self._ahead = None
-        self._frames = _decoded_frames(self._container, self._stream)
+        self._next = self._whole_from = first_frame
+        self._sought = first_packet > 0
+        sizes = self._index.packet_sizes if self._sought else None
+        frames = decode_numbered(packets, first_packet, sizes)
+        if self._index.packet_of_frame is None:
+            self._frames = zip(itertools.count(), frames, strict=False)
+        else:
+            self._frames = self._shown(frames)
+
+    def _shown(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """(number, frame) of those frames that playing the file shows."""
+        for frame in frames:
+            number = self._frame_of_packet[frame.pts] if frame.pts is not None else -1
+            if number >= 0:
+                yield int(number), frame
 
     def _decode(self, index: int) -> av.VideoFrame | None:
-        if self._index.pts is None:
-            return self._decode_by_counting(index)
-        keyframes = self._index.keyframe_pts
-        target = int(self._index.pts[index])
-        if target in self._recent:
-            return self._recent[target]
-        slot = int(np.searchsorted(keyframes, target, side="right")) - 1
-        start = int(keyframes[slot]) if slot >= 0 else None
-        behind = index < self._next
-        skips_a_keyframe = (
-            start is not None
-            and self._next < len(self)
-            and start > int(self._index.pts[self._next])
-        )
-        if behind or skips_a_keyframe:
-            self._seek(target, slot)
-        frame = self._decode_forwards(index, target)
+        if index in self._recent:
+            return self._recent[index]
+        keys = self._index.keys.frame
+        row = int(np.searchsorted(keys, index, side="right")) - 1
+        if index < self._next or (row >= 0 and keys[row] > self._next):
+            self._seek(row)
+        frame = self._decode_forwards(index)
         # With a rolling refresh of the picture in place of true key frames, a decoder needs more
         # than one of them before its pictures are whole: start from further back.
         step_back = 1
         while frame is None and self._sought and step_back <= _MAX_STEP_BACK:
-            slot -= step_back
+            row -= step_back
             step_back *= 2
-            self._seek(target, slot)
-            frame = self._decode_forwards(index, target)
+            self._seek(row)
+            frame = self._decode_forwards(index)
         return frame
 
-    def _seek(self, target: int, slot: int) -> None:
-        """Go to a key frame displayed no later than ``target``.
+    def _seek(self, row: int) -> None:
+        """Go to a key packet of the index, to one before it, or to the file's start.
 
-        A demuxer may seek by decoding time and so overshoot; and after a jump to an open group of
-        pictures the frames *displayed before* its key frame come out broken. Both are excluded by
-        checking that the first packet is a key frame displayed at or before the target.
+        A demuxer may seek by decoding time and so overshoot, or come nowhere near where time stamps
+        go back: the first key packet tells where it is. It must hold no later frame than ``row``
+        does, since after a jump to an open group of pictures the frames *shown before* its key
+        frame come out broken.
         """
-        keyframes = self._index.keyframe_pts
-        while slot >= 0:
-            self._container.seek(int(keyframes[slot]), stream=self._stream, backward=True)
-            first = next(
-                (p for p in self._container.demux(self._stream) if p.size and p.pts is not None),
-                None,
-            )
-            if first is not None and first.is_keyframe and first.pts <= target:
-                # The packet was only looked at; go there again to decode it.
-                self._container.seek(int(keyframes[slot]), stream=self._stream, backward=True)
-                self._next = int(np.searchsorted(self._index.pts, first.pts, side="left"))
-                self._sought = True
-                self._whole_from = int(first.pts)
-                self._decode_on()
-                return
-            slot -= 1
+        keys = self._index.keys
+        step_back, target = 1, row
+        while row >= 0 and self._may_seek:
+            # What worked last is tried first.
+            ways = sorted(keys.ways_to(row), key=lambda way: way[0] != self._way)
+            for way, where in ways:
+                if seek(self._container, self._stream, where, by_position=way == "position") and (
+                    self._land(target)
+                ):
+                    self._way = way
+                    return
+            row -= step_back
+            step_back *= 2
+        if target > 0 and self._way is None:
+            self._may_seek = False  # nothing ever worked: don't try again for each frame
         self._rewind()
 
-    def _decode_forwards(self, index: int, target: int) -> av.VideoFrame | None:
+    def _land(self, row: int) -> bool:
+        """After a jump, decode on if that led to a key packet known, up to that of ``row``."""
+        keys = self._index.keys
+        packets = demux_packets(self._container, self._stream)
+        first = next((packet for packet in packets if packet.size and packet.is_keyframe), None)
+        number = self._packet_of_mark.get(PacketMark.of(first)) if first is not None else None
+        if number is None:
+            return False
+        frame = int(self._frame_of_packet[number])
+        if frame > keys.frame[row]:
+            return False
+        self._decode_on(itertools.chain([first], packets), number, frame)
+        return True
+
+    def _decode_forwards(self, index: int) -> av.VideoFrame | None:
+        try:
+            return self._next_with_number(index)
+        except LostPlaceError:
+            self._may_seek = False
+            self._rewind()
+            return self._next_with_number(index)
+
+    def _next_with_number(self, index: int) -> av.VideoFrame | None:
         while True:
-            frame = self._ahead if self._ahead is not None else next(self._frames, None)
+            number, frame = self._ahead or next(self._frames, (None, None))
             self._ahead = None
             if frame is None:
                 self._next = len(self)  # at the file's end: any later read seeks
                 return None
-            if frame.pts is None:
+            if self._whole_from <= number <= index:
+                self._keep(number, frame)
+            if number < index:
                 continue
-            if frame.pts <= target and (self._whole_from is None or frame.pts >= self._whole_from):
-                self._keep(frame.pts, frame)
-            if frame.pts < target:
-                continue
-            if frame.pts == target:
-                self._next = index + 1
+            self._next = index + 1
+            if number == index:
                 return frame
             # The target did not come out, a later frame did: keep that one for the next read.
-            self._ahead = frame
-            self._next = index + 1
+            self._ahead = (number, frame)
             return None
 
-    def _keep(self, key: int, frame: av.VideoFrame) -> None:
-        self._recent[key] = frame
+    def _keep(self, number: int, frame: av.VideoFrame) -> None:
+        self._recent[number] = frame
         size = sum(plane.buffer_size for plane in frame.planes)
         while len(self._recent) > max(1, min(_MAX_RECENT, _MAX_RECENT_BYTES // max(size, 1))):
             self._recent.popitem(last=False)
-
-    def _decode_by_counting(self, index: int) -> av.VideoFrame | None:
-        if index in self._recent:
-            return self._recent[index]
-        if index < self._next:
-            self._rewind()
-        frame = None
-        while self._next <= index:
-            frame = next(self._frames, None)
-            self._next += 1
-            if frame is None:
-                return None
-            self._keep(self._next - 1, frame)
-        return frame
 
 
 def read_video_frame(file_name: str) -> np.ndarray:
@@ -358,182 +341,3 @@ def _readers(path: str) -> VideoFrameReader:
     while len(readers) > _MAX_OPEN_VIDEOS:
         readers.popitem(last=False)[1].close()
     return reader
-
-
-def _import_av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise DataError(
-            "reading video files needs PyAV: pip install av (or extract the frames into a folder)"
-        ) from None
-    return av
-
-
-def _open_container(path: str, threads: int) -> tuple[Any, Any]:
-    av = _import_av()
-    if os.path.isdir(path):
-        raise DataError(f"{path}: a folder, not a video file")
-    try:
-        container = av.open(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such video file; check the path") from None
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(
-            f"{path}: cannot be opened as a video ({reason}); it is damaged, incomplete or of an "
-            "unknown kind"
-        ) from None
-    if not container.streams.video:
-        container.close()
-        raise DataError(f"{path}: holds no video stream")
-    stream = container.streams.video[0]
-    stream.thread_type = "NONE" if threads == 1 else "AUTO"
-    stream.codec_context.thread_count = threads
-    return container, stream
-
-
-def _decoded_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-    """Frames in order of display; packets that cannot be decoded are passed over."""
-    errors = _import_av().error
-    # Looked up now: at Python's exit, which also ends this generator, they are gone.
-    damage, any_error = (errors.EOFError, errors.InvalidDataError, ValueError), errors.FFmpegError
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except any_error:
-            return  # damaged beyond what the demuxer can step over: the same as the end
-        if packet is None:
-            return
-        try:
-            yield from packet.decode()
-        except damage:
-            continue
-        except any_error as error:
-            logger.debug("%s: packet not decoded: %s", container.name, error)
-
-
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    try:
-        # One thread: a reader in a data-loading worker has one core, and FFmpeg's threads would
-        # not survive a fork.
-        image = frame.to_ndarray(format="rgb24", threads=1)
-    except TypeError:  # an older PyAV, which knows no other way
-        image = frame.to_ndarray(format="rgb24")
-    # Phones store the sensor's orientation and ask the player to turn it (counter-clockwise).
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
-_indices: dict[tuple[str, int, int], VideoIndex] = {}
-
-
-def _cached_index(path: str) -> VideoIndex:
-    """The index of a file, from memory, from disk, or made now; one per content of the file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        raise DataError(f"{path}: no such video file; check the path") from None
-    key = (os.path.realpath(path), status.st_size, status.st_mtime_ns)
-    index = _indices.get(key)
-    if index is None:
-        stored = _index_file(key)
-        index = _load_index(stored)
-        if index is None:
-            started = time.monotonic()
-            index = _make_index(path)
-            if time.monotonic() - started > _SLOW_INDEX_SECONDS:
-                _save_index(stored, index)
-        _indices[key] = index
-    return index
-
-
-def _make_index(path: str) -> VideoIndex:
-    container, stream = _open_container(path, threads=0)
-    with container:
-        timed = bool(_CONTAINERS_WITH_TIMES & set(container.format.name.split(",")))
-        one_a_packet = stream.codec_context.name in _ONE_FRAME_A_PACKET
-        rate = stream.average_rate or stream.guessed_rate
-        shown, keyframes = _packet_times(container, stream)
-    container, stream = _open_container(path, threads=0)
-    with container:
-        frames = _decoded_frames(container, stream)
-        first = next(frames, None)
-        if first is None:
-            raise DataError(
-                f"{path}: no frame of the video can be decoded; remove it or encode it again"
-            )
-        if not (timed and one_a_packet) or None in shown:
-            shown = [first.pts, *(frame.pts for frame in frames)]
-        height, width = _to_rgb(first).shape[:2]
-    if timed and None not in shown and len(set(shown)) == len(shown):
-        pts, keyframe_pts = np.sort(np.array(shown, np.int64)), np.unique(keyframes)
-    else:
-        logger.info("%s: no exact time stamps; it is decoded from its start at each jump", path)
-        pts, keyframe_pts = None, np.zeros(0, np.int64)
-    return VideoIndex(len(shown), pts, keyframe_pts, height, width, float(rate or 25))
-
-
-def _packet_times(container: Any, stream: Any) -> tuple[list[int | None], np.ndarray]:
-    """Display times of all packets that are shown, and of those where decoding can start."""
-    av = _import_av()
-    shown: list[int | None] = []
-    keyframes: list[int] = []
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            break  # a file cut off: what came before can be read
-        if packet is None:
-            break
-        if not packet.size:
-            continue
-        if packet.is_keyframe and packet.pts is not None:
-            keyframes.append(packet.pts)
-        # What an edit list trims is decoded (others build on it) but never shown.
-        if not packet.is_discard:
-            shown.append(packet.pts)
-    return shown, np.array(keyframes, np.int64)
-
-
-def _index_file(key: tuple[str, int, int]) -> Path:
-    folder = os.environ.get("CLAB_D2_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "clab_d2"
-    )
-    digest = hashlib.sha256(repr((_INDEX_FORMAT, *key)).encode()).hexdigest()[:24]
-    return Path(folder) / "video_index" / f"{digest}.npz"
-
-
-def _load_index(path: Path) -> VideoIndex | None:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            pts = stored["pts"] if stored["timed"] else None
-            return VideoIndex(
-                int(stored["num_frames"]),
-                pts,
-                stored["keyframe_pts"],
-                int(stored["height"]),
-                int(stored["width"]),
-                float(stored["fps"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError):
-        return None  # absent, or damaged: make it again
-
-
-def _save_index(path: Path, index: VideoIndex) -> None:
-    try:
-        with atomic_write(path, "wb") as file:
-            np.savez(
-                file,
-                num_frames=index.num_frames,
-                timed=index.pts is not None,
-                pts=index.pts if index.pts is not None else np.zeros(0, np.int64),
-                keyframe_pts=index.keyframe_pts,
-                height=index.height,
-                width=index.width,
-                fps=index.fps,
-            )
-    except OSError as error:  # a read-only home must not stop anyone
-        logger.debug("index of the video not kept: %s", error)

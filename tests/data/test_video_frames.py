@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
+from bisect import bisect_left
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
-from encoded_videos import encode, moving_pictures, play
+from encoded_videos import (
+    encode,
+    join_without_encoding,
+    moving_pictures,
+    play,
+    set_display_matrix,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clab_d2.data import video_frames
+from clab_d2.data import video_frames, video_index
 from clab_d2.data.video_frames import VideoFrameReader, read_video_frame, split_frame_name
 from clab_d2.errors import DataError
 
@@ -45,8 +54,27 @@ KINDS = {
             "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"},
         },
     ),
+    "vp9 with hidden frames": (
+        "a.webm",
+        {
+            "codec": "libvpx-vp9",
+            "b_frames": 0,
+            "options": {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime"},
+        },
+    ),
+    "hevc with open groups": (
+        "a.mp4",
+        {"codec": "libx265", "options": {"x265-params": "open-gop=1:keyint=12:log-level=none"}},
+    ),
+    "mpeg4 in matroska": ("a.mkv", {"codec": "mpeg4"}),
+    "program stream": ("a.mpg", {"codec": "mpeg2video"}),
+    "flash": ("a.flv", {}),
+    "quicktime": ("a.mov", {"codec": "mjpeg", "b_frames": 0}),
+    "times before zero": ("a.mkv", {"times": list(range(-20, NUM_FRAMES - 20))}),
+    "raw stream": ("a.h264", {}),
     "uneven times": ("a.mkv", {"times": [n + n * n // 9 for n in range(NUM_FRAMES)]}),
     "without times": ("a.avi", {"codec": "mpeg4", "b_frames": 0}),
+    "b-frames without times": ("a.avi", {"codec": "mpeg4", "b_frames": 2}),
     "transport stream": ("a.ts", {}),
     "motion jpeg": ("a.avi", {"codec": "mjpeg", "b_frames": 0}),
 }
@@ -70,6 +98,104 @@ def test_any_order_gives_the_frames_of_playing(kind: str, tmp_path: Path) -> Non
     random.Random(3).shuffle(order)
     for index in [*order, *range(NUM_FRAMES), *reversed(range(NUM_FRAMES))]:
         np.testing.assert_array_equal(reader.read(index), played[index], err_msg=f"{index}")
+
+
+@pytest.mark.parametrize("groups", ["closed", "open"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])
+def test_losslessly_joined_pieces_give_the_frames_of_playing(
+    suffix: str, groups: str, tmp_path: Path
+) -> None:
+    """Time stamps of neighbouring pieces overlap at the joints."""
+    options = {"x264-params": "open-gop=1:b-pyramid=2:keyint=12"} if groups == "open" else None
+    source = encode(tmp_path / "source.mp4", moving_pictures(90), options=options)
+    with av.open(str(source)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    path = join_without_encoding(
+        tmp_path / f"joined{suffix}", source, [(keys[1], 30, 0), (keys[3], 29, 22.3), (0, 31, 43.6)]
+    )
+    played = play(path)
+    reader = VideoFrameReader(path)
+    assert len(reader) == len(played)
+    order = list(range(len(played))) * 2
+    random.Random(3).shuffle(order)
+    for index in [*order, *range(len(played))]:
+        np.testing.assert_array_equal(reader.read(index), played[index], err_msg=f"{index}")
+
+
+def test_times_of_decoding_in_place_of_those_of_display_are_noticed(tmp_path: Path) -> None:
+    """What becomes of an AVI with B-frames that is put into an MP4."""
+    # The first frames show in the file's order, so that the start doesn't tell.
+    source = encode(tmp_path / "source.mp4", moving_pictures(40), kinds="IPPPPPP")
+    path = tmp_path / "a.mp4"
+    with av.open(str(source)) as opened, av.open(str(path), "w") as container:
+        copy = container.add_stream_from_template(opened.streams.video[0])
+        for packet in opened.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts
+                packet.stream = copy
+                container.mux(packet)
+    played = play(path)
+    reader = VideoFrameReader(path)
+    assert len(reader) == len(played)
+    for index in (30, 12, *range(len(played)), 17):
+        np.testing.assert_array_equal(reader.read(index), played[index], err_msg=f"{index}")
+
+
+def test_frames_that_a_recording_begins_with_and_cannot_show_are_no_frames(tmp_path: Path) -> None:
+    """Of a broadcast, tuned in to amid a group of pictures."""
+    source = encode(tmp_path / "source.ts", moving_pictures(60), options={"x264-params": "aud=1"})
+    with av.open(str(source)) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "a.ts"
+    content = source.read_bytes()
+    path.write_bytes(content[: 3 * 188] + content[positions[7] :])
+    played = play(path)
+    reader = VideoFrameReader(path)
+    assert 0 < len(reader) == len(played) < 53
+    for index in (30, 0, 12, len(played) - 1):
+        np.testing.assert_array_equal(reader.read(index), played[index], err_msg=f"{index}")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["without times", "b-frames without times", "transport stream", "raw stream", "program stream"],
+)
+def test_a_file_without_exact_times_is_decoded_from_its_start_once_only(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path, kind)
+    played = play(path)
+    reader = VideoFrameReader(path)
+    reader.read(0)
+    monkeypatch.setattr(VideoFrameReader, "_rewind", lambda self: pytest.fail("from the start"))
+    for index in (40, 20, 45, 30, 49, 14):
+        np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_packets_other_than_before_a_jump_are_noticed(tmp_path: Path) -> None:
+    path = make(tmp_path, "b-frames")
+    played = play(path)
+    reader = VideoFrameReader(path)
+    reader.read(0)
+
+    class Leaking:
+        """A container that loses a packet after each jump."""
+
+        def __init__(self, container: object) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.container, name)
+
+        def demux(self, stream: object) -> Iterator[object]:
+            for number, packet in enumerate(self.container.demux(stream)):
+                if number != 2:
+                    yield packet
+
+    reader._container = Leaking(reader._container)
+    for index in (40, 20, 45):
+        np.testing.assert_array_equal(reader.read(index), played[index])
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +274,32 @@ def test_a_turned_phone_gives_upright_frames(degrees: int, tmp_path: Path) -> No
     assert difference.max() <= 3
 
 
+# (a, b, c, d) of the matrix: how the picture is displayed
+DISPLAYS = {
+    (1, 0, 0, 1): lambda x: x,
+    (-1, 0, 0, 1): lambda x: x[:, ::-1],
+    (1, 0, 0, -1): lambda x: x[::-1],
+    (-1, 0, 0, -1): lambda x: x[::-1, ::-1],
+    (0, 1, 1, 0): lambda x: x.swapaxes(0, 1),
+    (0, 1, -1, 0): lambda x: np.rot90(x, -1),
+    (0, -1, 1, 0): lambda x: np.rot90(x),
+    (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("matrix", DISPLAYS, ids=str)
+def test_turned_and_mirrored_as_the_file_asks(matrix: tuple[int, ...], tmp_path: Path) -> None:
+    """Compared by hand with what ffmpeg's own tool shows of each."""
+    path = encode(tmp_path / "a.mp4", moving_pictures(3))
+    stored = play(path)[1]
+    set_display_matrix(path, matrix)
+    reader = VideoFrameReader(path)
+    frame = reader.read(1)
+    np.testing.assert_array_equal(frame, DISPLAYS[matrix](stored))
+    assert frame.shape[:2] == (reader.height, reader.width)
+    assert frame.flags.c_contiguous
+
+
 def test_reads_in_a_forked_process(tmp_path: Path) -> None:
     # Noise makes the file larger than what is read ahead, so that the place in it matters.
     noise = np.random.default_rng(0).integers(0, 255, (NUM_FRAMES, 96, 128, 3), dtype=np.uint8)
@@ -187,8 +339,8 @@ def test_a_seek_that_goes_too_far_is_noticed(tmp_path: Path, monkeypatch) -> Non
             return getattr(self.container, name)
 
         def seek(self, pts: int, **how: object) -> None:
-            keyframes = [*reader._index.keyframe_pts.tolist(), 10**9]
-            later = keyframes[min(keyframes.index(pts) + 1, len(keyframes) - 2)]
+            keyframes = [*reader._index.keys.pts.tolist(), 10**9]
+            later = keyframes[min(bisect_left(keyframes, pts) + 1, len(keyframes) - 2)]
             self.container.seek(later, **how)
 
     reader._container = Overshooting(reader._container)
@@ -275,6 +427,19 @@ def test_what_is_no_video_is_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.mp4"))
+        for path, kind in (
+            (tmp_path / "pipe.mp4", "a named pipe"),
+            (tmp_path / "socket.mp4", "a socket"),
+            (Path("/dev/zero"), "a device"),
+        ):
+            with pytest.raises(DataError, match=f"{path}: {kind}, not a file"):
+                VideoFrameReader(path)
+
+
 def test_a_sound_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
@@ -338,19 +503,23 @@ def test_a_file_made_anew_is_indexed_anew(tmp_path: Path) -> None:
     assert len(VideoFrameReader(path)) == 6
 
 
-def test_a_slow_index_is_kept_on_disk(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", ["b-frames", "b-frames without times"])
+@pytest.mark.parametrize("damage", [b"damaged", b"PK\x03\x04 damaged"])
+def test_a_slow_index_is_kept_on_disk(
+    kind: str, damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CLAB_D2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(video_frames, "_SLOW_INDEX_SECONDS", 0)
-    path = make(tmp_path, "b-frames")
+    monkeypatch.setattr(video_index, "_SLOW_INDEX_SECONDS", 0)
+    path = make(tmp_path, kind)
     played = play(path)
     VideoFrameReader(path)
     (stored,) = (tmp_path / "cache" / "video_index").iterdir()
-    video_frames._indices.clear()
-    monkeypatch.setattr(video_frames, "_make_index", lambda path: pytest.fail("made again"))
+    video_index._indices.clear()
+    monkeypatch.setattr(video_index, "_make_index", lambda path: pytest.fail("made again"))
     np.testing.assert_array_equal(VideoFrameReader(path).read(33), played[33])
     # A damaged one is no harm.
     monkeypatch.undo()
     monkeypatch.setenv("CLAB_D2_CACHE", str(tmp_path / "cache"))
-    stored.write_bytes(b"damaged")
-    video_frames._indices.clear()
+    stored.write_bytes(damage)
+    video_index._indices.clear()
     assert len(VideoFrameReader(path)) == NUM_FRAMES
