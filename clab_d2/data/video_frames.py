@@ -208,9 +208,12 @@ class VideoFrameReader:
     def _shown(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
         """(number, frame) of those frames that playing the file shows."""
         for frame in frames:
-            number = self._frame_of_packet[frame.pts] if frame.pts is not None else -1
+            # A file that is still being written to may have got more packets.
+            if frame.pts is None or frame.pts >= len(self._frame_of_packet):
+                continue
+            number = int(self._frame_of_packet[frame.pts])
             if number >= 0:
-                yield int(number), frame
+                yield number, frame
 
     def _decode(self, index: int) -> av.VideoFrame | None:
         if index in self._recent:
