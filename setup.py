@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "torchvision>=0.19",
     "numpy",
     "pillow",
+    "safetensors>=0.4",
     "fvcore>=0.1.5",
     "pycocotools>=2.0.6",
     "opencv-python>=4.6",

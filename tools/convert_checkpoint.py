@@ -1,9 +1,13 @@
 #!/usr/bin/env python
 """Convert weights of MMTracking 0.x, the CLAB release or torchvision to a file for MODEL.WEIGHTS.
 
+A .safetensors file, which can hold no code, is read and written alike; weights of our own convert
+from and to it.
+
 Examples:
     tools/convert_checkpoint.py troialign_r50.pth out.pth
     tools/convert_checkpoint.py resnet50-11ad3fa6.pth r50.pth --config-file C
+    tools/convert_checkpoint.py output/model_final.pth model.safetensors
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", metavar="IN", help="the checkpoint to convert")
-    parser.add_argument("output", metavar="OUT", help="the .pth file to write")
+    parser.add_argument("output", metavar="OUT", help="the file to write, .pth or .safetensors")
     parser.add_argument(
         "--config-file", metavar="C", help="refuse weights that do not fit this config"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from clab_d2.checkpoint import mmtracking
 from clab_d2.checkpoint.safe_load import load_weights_file
+from clab_d2.checkpoint.safetensors_file import SUFFIX, write_safetensors
 from clab_d2.checkpoint.torchvision import BACKBONE_PREFIX, convert_resnet, resnet_facts
 from clab_d2.data.coco_vid import read_classes_metadata
 from clab_d2.data.imagenet_vid import IMAGENET_VID_CLASSES
@@ -109,8 +111,10 @@ def convert_file(
     """Convert a file of weights to one for ``MODEL.WEIGHTS``, written whole or not at all.
 
     Args:
-        source: an MMTracking, MMDetection, CLAB-release or torchvision checkpoint.
-        target: the ``.pth`` file to write.
+        source: an MMTracking, MMDetection, CLAB-release or torchvision checkpoint, in any format
+            that :func:`~clab_d2.checkpoint.safe_load.load_weights_file` reads.
+        target: the ``.pth`` or ``.safetensors`` file to write; from one of these formats to the
+            other, weights of our own models convert, too.
         cfg: the config it is for; with it, weights that do not fit are refused.
         options: what the user says about the file.
         trusted: see :func:`~clab_d2.checkpoint.safe_load.load_weights_file`.
@@ -122,38 +126,51 @@ def convert_file(
         DataError: one line that names the file, the key and the remedy.
     """
     source, target = Path(source), Path(target)
-    if target.suffix != ".pth":
-        raise DataError(f"{target}: Detectron2 reads other formats by other suffixes; name it .pth")
+    if target.suffix not in (".pth", SUFFIX):
+        raise DataError(
+            f"{target}: Detectron2 reads other formats by other suffixes; name it .pth or {SUFFIX}"
+        )
     if target.exists() and source.exists() and target.samefile(source):
         raise DataError(f"{target}: is the file to convert; give the result another name")
     content = load_weights_file(source, trusted)
     try:
-        result = convert(content, cfg, options)
+        # Weights of ours become another kind of file; to convert them otherwise is a mistake.
+        changes_format = (source.suffix == SUFFIX) != (target.suffix == SUFFIX)
+        result = convert(content, cfg, options, admit_ours=changes_format)
         if cfg is not None:
             result.notes += check_fits(result, model_shapes(cfg))
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
-    payload = {
-        "model": result.weights,
-        "__author__": "clab_d2",
-        "matching_heuristics": False,
-        "source": {
-            "kind": result.kind,
-            "file": source.name,
-            "sha256": _sha256(source),
-            "classes": None if result.classes is None else list(result.classes),
-        },
+    origin = {
+        "kind": result.kind,
+        "file": source.name,
+        "sha256": _sha256(source),
+        "classes": None if result.classes is None else list(result.classes),
     }
     try:
-        with atomic_write(target, "wb") as file:
-            torch.save(payload, file)
+        if target.suffix == SUFFIX:
+            metadata = {"__author__": "clab_d2", "source": json.dumps(origin)}
+            write_safetensors(target, result.weights, metadata)
+        else:
+            payload = {
+                "model": result.weights,
+                "__author__": "clab_d2",
+                "matching_heuristics": False,
+                "source": origin,
+            }
+            with atomic_write(target, "wb") as file:
+                torch.save(payload, file)
     except OSError as error:
         raise DataError(f"{target}: can't be written ({error.strerror or error})") from None
     return result
 
 
 def convert(
-    content: Mapping[str, Any], cfg: CfgNode | None = None, options: Options = Options()
+    content: Mapping[str, Any],
+    cfg: CfgNode | None = None,
+    options: Options = Options(),
+    *,
+    admit_ours: bool = False,
 ) -> Conversion:
     """Convert a loaded checkpoint.
 
@@ -162,6 +179,7 @@ def convert(
         cfg: the config that says how the anchors are grouped and which classes are wanted: those
             of its first dataset, which is registered (``register_datasets_from_config``).
         options: what the user says about the file.
+        admit_ours: take weights that have our models' names already, as they are.
 
     Raises:
         DataError: one line, without the file's name.
@@ -169,6 +187,8 @@ def convert(
     state = _state_dict(content)
     if any(key.startswith(("detector.", "rpn_head.", "roi_head.")) for key in state):
         result = _convert_detector(state, content.get("meta"), cfg, options)
+    elif admit_ours and any(key.startswith(BACKBONE_PREFIX) for key in state):
+        result = _take_over(state, options)
     else:
         result = _convert_backbone(state)
     beside = [str(key) for key in content if key not in ("state_dict", "model")]
@@ -338,6 +358,26 @@ def _convert_detector(
     )
 
 
+def _take_over(state: dict[str, Tensor], options: Options) -> Conversion:
+    """Weights under our own names, for another kind of file."""
+    if options != Options():
+        raise DataError(
+            "has our own names, and is taken as it is: --class-order, --new-classes and "
+            "--num-ratios are for weights of other projects"
+        )
+    detector = any(not key.startswith("backbone.") for key in state)
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    return Conversion(
+        weights=_own_tensors({k: v for k, v in state.items() if k not in set(counters)}),
+        kind=f"weights of clab_d2, {'a detector' if detector else 'a backbone'}",
+        num_keys=len(state),
+        left_out=counters,
+        unplaced=[],
+        detector=detector,
+        backbone_keys="that these weights were trained with",
+    )
+
+
 def _convert_backbone(state: dict[str, Tensor]) -> Conversion:
     prefix = next((p for p in ("", "backbone.") if f"{p}layer1.0.conv1.weight" in state), None)
     if prefix is None:
@@ -462,7 +502,10 @@ def _remedy(name: str, result: Conversion) -> str:
 
 def _own_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Full-precision tensors with storage of their own, so that no view drags more into a file."""
-    return {name: value.detach().float().clone() for name, value in weights.items()}
+    return {
+        name: (value.float() if value.is_floating_point() else value).detach().clone()
+        for name, value in weights.items()
+    }
 
 
 def _sha256(path: Path) -> str:

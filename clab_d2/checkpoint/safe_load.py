@@ -1,7 +1,8 @@
 """Read a file of weights without letting it run code.
 
 A checkpoint is a pickle, and a pickle may name any function to call while it is read. Here only
-tensors, numpy arrays and plain Python values are admitted, whatever the file's extension says.
+tensors, numpy arrays and plain Python values are admitted, whatever the file's extension says. A
+``.safetensors`` file holds nothing else to begin with.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from clab_d2.checkpoint.safetensors_file import is_safetensors, parse_safetensors
 from clab_d2.errors import DataError
+from clab_d2.io import refuse_special_file
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # What torch.save wrote before its zip format: the pickled number 0x1950a86a20f9469cfc6c, by any
@@ -27,7 +31,7 @@ _LEGACY_TORCH_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 
 def load_weights_file(path: str | os.PathLike[str], trusted: bool = False) -> dict[str, Any]:
-    """Read a ``.pth``, ``.pt`` or ``.pkl`` file of weights, onto the CPU.
+    """Read a ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file of weights, onto the CPU.
 
     PyTorch files, zip or older, are read by ``torch.load(weights_only=True)``; any other pickle,
     such as those of Detectron2's model zoo, by an unpickler that admits numpy arrays and built-in
@@ -38,24 +42,29 @@ def load_weights_file(path: str | os.PathLike[str], trusted: bool = False) -> di
         trusted: True reads the file with the ordinary unpickler, which runs any code it holds.
 
     Returns:
-        The dict that was saved, as it is: tensors stay tensors, numpy arrays stay arrays.
+        The dict that was saved, as it is: tensors stay tensors, numpy arrays stay arrays. Of a
+        safetensors file ``{"model": tensors}``, and its texts under "metadata" if it has any.
 
     Raises:
         DataError: one line that names the file and the remedy, where it is missing, empty,
             truncated, no file of weights, or would run code and is not trusted.
     """
     path = Path(path)
+    refuse_special_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
             file.seek(0)
             if not head:
                 raise DataError(f"{path}: the file is empty; fetch it again")
+            if is_safetensors(head, os.fstat(file.fileno()).st_size):
+                return _read_safetensors(file, path)
             is_torch = head.startswith(_ZIP_MAGIC) or _LEGACY_TORCH_MAGIC in head
             if not is_torch and not head.startswith(b"\x80"):
                 raise DataError(
-                    f"{path}: neither a PyTorch file nor a pickle; give a .pth, .pt or .pkl file "
-                    "of weights (a download page saved under that name is a common cause)"
+                    f"{path}: neither a PyTorch file nor a pickle nor safetensors; give a .pth, "
+                    ".pt, .pkl or .safetensors file of weights, and the whole of it (a download "
+                    "page saved under that name is a common cause)"
                 )
             content = _read_torch(file, path, trusted) if is_torch else _read(file, path, trusted)
     except FileNotFoundError:
@@ -71,7 +80,35 @@ def load_weights_file(path: str | os.PathLike[str], trusted: bool = False) -> di
     return content
 
 
+def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, Any]:
+    try:
+        tensors, metadata = parse_safetensors(file.read())
+    except OSError:
+        raise
+    except Exception as error:  # anything may come out of a broken file
+        raise _damaged(path, error) from None
+    return {"model": tensors, **({"metadata": metadata} if metadata else {})}
+
+
+def _check_zip(file: IO[bytes], path: Path) -> None:
+    """Name the zip archives that are whole, but not what torch.save writes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, ValueError):
+        return  # damaged, which is told where it is read
+    finally:
+        file.seek(0)
+    if "data.pkl" not in names:
+        raise DataError(f"{path}: a zip archive, but none of weights; unpack it, or give another")
+    if "constants.pkl" in names:
+        raise DataError(
+            f"{path}: a TorchScript program rather than weights; save its state_dict() instead"
+        )
+
+
 def _read_torch(file: IO[bytes], path: Path, trusted: bool) -> Any:
+    _check_zip(file, path)
     try:
         # torch.load warns about the formats of old files; they load all the same.
         with warnings.catch_warnings(), _numpy_admitted():

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clab_d2.checkpoint.safe_load import load_weights_file
+from clab_d2.checkpoint.safetensors_file import write_safetensors
 from clab_d2.errors import DataError
 
 
@@ -143,3 +148,96 @@ def test_other_unusable_files_are_named_in_one_line(tmp_path):
     assert "neither" in message(tmp_path / "page.pth")
     torch.save(torch.ones(2), tmp_path / "tensor.pth")
     assert "holds a Tensor" in message(tmp_path / "tensor.pth")
+
+
+def test_zip_archives_that_are_no_weights_are_told(tmp_path):
+    np.savez(tmp_path / "arrays.npz", w=np.ones(2))
+    with pytest.raises(DataError, match="a zip archive, but none of weights"):
+        load_weights_file(tmp_path / "arrays.npz")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    with pytest.raises(DataError, match=r"a TorchScript program .* state_dict\(\)"):
+        load_weights_file(tmp_path / "program.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(DataError, match=r"pipe.pth: a named pipe, not a file"):
+        load_weights_file(tmp_path / "pipe.pth")
+
+
+def small_files() -> list[bytes]:
+    """One whole file of each format."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w"
+        tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
+        files = []
+        for save in TORCH_SAVES:
+            save({"model": tensors, "iteration": 3}, path)
+            files.append(path.read_bytes())
+        for save in PICKLE_SAVES:
+            save({"model": {name: value.numpy() for name, value in tensors.items()}}, path)
+            files.append(path.read_bytes())
+        write_safetensors(path, tensors, {"note": "x"})
+        files.append(path.read_bytes())
+    return files
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    file=st.sampled_from(small_files()),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1),
+    keep=st.sampled_from([1.0, 1.0, 0.9, 0.5]),
+)
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path_factory, file, changes, keep):
+    path = tmp_path_factory.getbasetemp() / "damaged.pth"
+    damaged = bytearray(file[: int(len(file) * keep)])
+    for place, value in changes:
+        damaged[int(place * len(damaged))] = value
+    path.write_bytes(damaged)
+    try:
+        assert isinstance(load_weights_file(path), dict)
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_safetensors_are_read_whatever_their_name(tmp_path, name):
+    path = tmp_path / name
+    tensors = {
+        "a": torch.arange(6.0).reshape(2, 3).T,
+        "b": torch.tensor([True, False]),
+        "c": torch.ones(3, dtype=torch.bfloat16),
+        "d": torch.tensor(7),
+    }
+    write_safetensors(path, tensors, {"source": "here"})
+    content = load_weights_file(path)
+    assert content["metadata"] == {"format": "pt", "source": "here"}
+    assert set(content["model"]) == set(tensors)
+    for key, value in tensors.items():
+        assert content["model"][key].dtype == value.dtype
+        assert torch.equal(content["model"][key], value)
+    # Written by the library itself, without texts.
+    safetensors.torch.save_file({"w": torch.ones(2)}, path)
+    assert list(load_weights_file(path)) == ["model"]
+
+
+def test_a_safetensors_header_of_a_pickles_first_byte(tmp_path):
+    """A length of 128 begins like a pickle."""
+    path = tmp_path / "w.safetensors"
+    for length in range(1, 60):
+        write_safetensors(path, {"w": torch.ones(2)}, {"note": "x" * length})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert torch.equal(load_weights_file(path)["model"]["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("keep", [4, 30, -3])
+def test_a_truncated_safetensors_file_is_named(tmp_path, keep):
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, {"w": torch.ones(100)}, {})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"w.safetensors: .*(the whole of it|truncated)") as error:
+        load_weights_file(path)
+    assert "\n" not in str(error.value)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
+from detectron2.modeling import build_model
 
 from clab_d2.checkpoint.safe_load import load_weights_file
+from clab_d2.config import get_clab_cfg
+from clab_d2.engine import VIDCheckpointer
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 TINY_CONFIG = TOOL.parents[1] / "configs" / "quick_schedules" / "clab_tiny_golden.yaml"
@@ -181,3 +186,42 @@ def test_it_runs_as_a_script(resnet18, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "ResNet-18" in result.stdout
+
+
+def test_safetensors_are_read_and_written(tool, tmp_path, resnet18, capsys):
+    state = torch.load(resnet18)
+    given = tmp_path / "resnet18.safetensors"
+    safetensors.torch.save_file(state, given)
+    as_pth, as_safetensors = tmp_path / "a.pth", tmp_path / "b.safetensors"
+    assert tool.main([str(resnet18), str(as_pth)]) == 0
+    assert tool.main([str(given), str(as_safetensors)]) == 0
+    one, other = load_weights_file(as_pth), load_weights_file(as_safetensors)
+    assert one["model"].keys() == other["model"].keys()
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name])
+    origin = json.loads(other["metadata"]["source"])
+    assert origin.items() >= {"kind": one["source"]["kind"], "file": given.name}.items()
+    assert f"use it as MODEL.WEIGHTS {as_safetensors}" in capsys.readouterr().out
+
+
+def test_weights_of_ours_go_from_one_format_to_the_other_and_back(tool, tmp_path, capsys):
+    cfg = get_clab_cfg()
+    cfg.merge_from_file(str(TINY_CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    VIDCheckpointer(model, str(tmp_path)).save("model_final", iteration=7)
+    first, second = tmp_path / "model.safetensors", tmp_path / "again.pth"
+    options = ["--config-file", str(TINY_CONFIG)]
+    assert tool.main([str(tmp_path / "model_final.pth"), str(first), *options]) == 0
+    assert "weights of clab_d2, a detector" in capsys.readouterr().out
+    assert tool.main([str(first), str(second)]) == 0
+    for path in (first, second):
+        other = build_model(cfg)
+        VIDCheckpointer(other, purpose="inference").load(str(path))
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    # Without another format there is nothing to do.
+    assert tool.main([str(second), str(tmp_path / "third.pth")]) == 2
+    assert "give it to MODEL.WEIGHTS as it is" in capsys.readouterr().err
+    assert tool.main([str(second), str(first), "--new-classes"]) == 2
+    assert "are for weights of other projects" in capsys.readouterr().err
