@@ -273,7 +273,7 @@ def _check_annotations(
         track = annotation.get("instance_id")
         if image.get("video_id") is None:
             continue
-        if not isinstance(track, int):
+        if not isinstance(track, int) or track < 0:  # -1 says "unknown", as missing does
             tracks_missing += 1
             continue
         any_track += 1

@@ -141,6 +141,10 @@ WARNINGS: dict[str, tuple[Break, str]] = {
         'annotations on frames marked "annotated": false',
     ),
     "no track": (lambda d: box(d, 0).pop("instance_id"), "some annotations have no instance_id"),
+    "no track but -1": (
+        lambda d: [box(d, i).update(instance_id=-1, image_id=1) for i in (0, 1)],
+        "some annotations have no instance_id",
+    ),
     "no tracks": (
         lambda d: [a.pop("instance_id") for a in d.data["annotations"]],
         "no instance_id: slow, medium, fast unknown",
