@@ -87,3 +87,64 @@ def test_no_boxes(scales):
     fast = FastROIPooler(7, scales, 2, "ROIAlignV2")
     maps = [torch.randn(1, 5, 8, 9) for _ in scales]
     assert fast(maps, [make_boxes(0, 0, 1)]).shape == (0, 5, 7, 7)
+
+
+def pool_in_half_precision(dtype, device, backend, pooler_type="ROIAlignV2"):
+    """Objects anywhere in an image of 700x400, from maps of half precision: what is pooled, and
+    what the same maps and boxes give in single precision, by Detectron2."""
+    scales = [1 / 16, 1 / 32]
+    arguments = (7, scales, 2, pooler_type)
+    torch.manual_seed(0)
+    # Small, and of both signs from one position to the next: a box that moves shows.
+    maps = [torch.randn(1, 3, int(400 * scale), int(700 * scale)).to(dtype) for scale in scales]
+    boxes = make_boxes(2, 30, 390)
+    boxes.tensor[:, 0::2] += 300
+    expected = ROIPooler(*arguments)([level.float() for level in maps], [boxes])
+    pooler = FastROIPooler(*arguments, backend=backend)
+    actual = pooler([level.to(device) for level in maps], [boxes.to(device)])
+    return actual, expected
+
+
+def assert_as_if_boxes_were_exact(actual, expected, dtype):
+    assert actual.dtype == dtype
+    # Weights and results may be rounded, positions may not.
+    rounding = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.float().cpu(), expected, atol=rounding, rtol=rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True], ids=["half", "autocast"])
+@pytest.mark.parametrize(
+    ("backend", "pooler_type"),
+    [
+        ("pytorch", "ROIAlignV2"),
+        ("torchvision", "ROIAlignV2"),
+        ("torchvision", "ROIAlign"),
+        (None, "ROIPool"),
+    ],
+)
+def test_half_precision_does_not_round_boxes(backend, pooler_type, dtype, autocast):
+    """The backend "torchvision" is what a GPU takes."""
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        actual, expected = pool_in_half_precision(dtype, "cpu", backend, pooler_type)
+    assert_as_if_boxes_were_exact(actual, expected, dtype)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True], ids=["half", "autocast"])
+def test_half_precision_on_gpu_does_not_round_boxes(dtype, autocast):
+    with torch.autocast("cuda", dtype, enabled=autocast):
+        actual, expected = pool_in_half_precision(dtype, "cuda", None)
+    assert_as_if_boxes_were_exact(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "torchvision"])
+def test_gradients_of_half_precision(backend):
+    maps = [torch.randn(1, 3, 9, 12).half().requires_grad_(True)]
+    pooler = FastROIPooler(7, [1 / 16], 2, "ROIAlignV2", backend=backend)
+    (actual,) = torch.autograd.grad(pooler(maps, [make_boxes(0, 4, 140)]).float().sum(), maps)
+    precise = [level.detach().double().requires_grad_(True) for level in maps]
+    pooled = ROIPooler(7, [1 / 16], 2, "ROIAlignV2")(precise, [make_boxes(0, 4, 140)])
+    (expected,) = torch.autograd.grad(pooled.sum(), precise)
+    torch.testing.assert_close(actual.double(), expected, atol=2e-2, rtol=1e-2)

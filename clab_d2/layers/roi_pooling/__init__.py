@@ -79,10 +79,14 @@ class FastROIPooler(ROIPooler):
             box_lists: boxes of each of the N images, R in all.
 
         Returns:
-            (R, C, output_size, output_size).
+            (R, C, output_size, output_size), in the maps' type; boxes stay in single precision at
+            least.
         """
         if self._backend_for(x[0].device) == "torchvision":
-            return super().forward(x, box_lists)
+            # Detectron2 casts boxes to the maps' type, and half precision cannot tell a pixel from
+            # the next at coordinates of hundreds.
+            precise = [level.to(torch.promote_types(level.dtype, torch.float32)) for level in x]
+            return super().forward(precise, box_lists).to(x[0].dtype)
         return torch.cat(
             [
                 self._pool_image([level[index] for level in x], boxes)
