@@ -105,3 +105,61 @@ def test_takes_a_backend_that_fits(dtype, monkeypatch):
     assert actual.dtype == dtype
     expected = attended(case)
     torch.testing.assert_close(actual, expected.to(dtype))
+
+
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+AUTOCAST = pytest.mark.parametrize("autocast", [False, True], ids=["half", "autocast"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@AUTOCAST
+@HALF
+def test_attention_in_half_precision(backend, autocast, dtype):
+    case = make_case(5, 3, 2, 4)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        actual = backend.attend(*in_precision(case, dtype))
+    assert actual.dtype == dtype
+    rounding = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), attended(case), atol=rounding, rtol=rounding)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("magnitude", [30, 300, 1e4], ids="{:g}".format)
+@AUTOCAST
+@HALF
+def test_attention_by_large_embeddings_in_half_precision(backend, magnitude, autocast, dtype):
+    """Half precision holds the embeddings, but fp16, which ends at 65504, not their products."""
+    features, rows, embedding = make_case(5, 3, 1, 4, channels=32, bias=False)
+    # References that are multiples of the own features, so that one clearly wins.
+    table = features.flatten(0, 2)
+    rows = FrameRows(
+        torch.cat([0.5 * table, 1.5 * table, -2 * table]),
+        torch.arange(3 * len(table)).view(3, -1).T[..., None],
+        torch.ones(len(table), 3, 1, dtype=torch.float64),
+        [1, 3, 2],
+    )
+    by = magnitude / embedding.own.abs().max()
+    embedding = embedding._replace(own=by * embedding.own, weight=by * embedding.weight)
+    case = (features, rows, embedding)
+    expected = attended(case)
+    torch.testing.assert_close(expected, 1.5 * features, atol=1e-3, rtol=1e-3)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        actual = backend.attend(*in_precision(case, dtype))
+    rounding = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), expected, atol=rounding, rtol=rounding)
+
+
+@HALF
+def test_mean_of_large_features_in_half_precision(dtype):
+    features, rows, _ = make_case(3, 2, 1, 1)
+    features, rows = 3e4 * features.sign(), rows._replace(table=3e4 * rows.table.sign())
+    rows = rows._replace(weights=torch.ones_like(rows.weights), counts=[3, 5])
+    gathered = formulas.gather(rows.table, rows.positions, rows.weights)
+    expected = formulas.mean_over_frames(features, gathered, rows.counts)
+    single = rows._replace(table=rows.table.to(dtype), weights=rows.weights.to(dtype))
+    actual = mean_over_frames(features.to(dtype), single)
+    assert actual.dtype == dtype
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), expected, atol=3e4 * rounding, rtol=rounding)

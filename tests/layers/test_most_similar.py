@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clab_d2.layers import numba_support
-from clab_d2.layers.most_similar import find_most_similar, numba, pytorch, triton
+from clab_d2.layers.most_similar import cosines_at, find_most_similar, numba, pytorch, triton
 from clab_d2.layers.roi_pooling import BinInterpolation
 
 needs_numba = pytest.mark.skipif(
@@ -137,3 +137,58 @@ def test_threads_do_not_change_the_search(threads):
     numba.keep_greatest(products[:, 100:].contiguous(), lists, 100, values, positions)
     assert torch.equal(positions, found.positions)
     torch.testing.assert_close(values / bins.norm(dim=1)[:, None], found.cosines)
+
+
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+AUTOCAST = pytest.mark.parametrize("autocast", [False, True], ids=["half", "autocast"])
+
+
+def make_large(dtype: torch.dtype) -> tuple[BinInterpolation, torch.Tensor, torch.Tensor]:
+    """Features whose squares, summed up over the channels, are beyond the range of fp16, which
+    ends at 65504; some of them are all zero, as after a ReLU."""
+    torch.manual_seed(0)
+    interpolation = make_interpolation(20, 12, 16)
+    key_rows = (12 + torch.randn(12, 512)).to(dtype)
+    reference = (12 + torch.randn(40, 512)).to(dtype)
+    interpolation.weights[3] = 0
+    reference[5] = 0
+    return interpolation, key_rows, reference
+
+
+@pytest.mark.parametrize("backend", TILED)
+@HALF
+@AUTOCAST
+def test_search_of_large_features_in_half_precision(backend, dtype, autocast):
+    interpolation, key_rows, reference = make_large(dtype)
+    bins = interpolation.of(key_rows)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        (found,) = backend.search(bins, key_rows, interpolation, [reference], 2)
+    assert found.cosines.dtype == torch.float32
+    expected = formulas.cosines(bins, reference).topk(2, dim=1).values
+    close = {"atol": 16 * torch.finfo(dtype).eps, "rtol": 0.0}
+    torch.testing.assert_close(found.cosines.double(), expected, **close)
+
+
+@HALF
+@AUTOCAST
+def test_cosines_of_large_features_in_half_precision(dtype, autocast):
+    interpolation, key_rows, reference = make_large(dtype)
+    bins = interpolation.of(key_rows).requires_grad_(True)
+    reference.requires_grad_(True)
+    positions = torch.randint(len(reference), (len(bins), 2))
+    positions[4] = 5
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        cosines = cosines_at(bins, reference, positions)
+    assert cosines.dtype == torch.float32
+    expected = formulas.cosines(bins, reference).gather(1, positions)
+    torch.testing.assert_close(cosines.double(), expected, atol=1e-5, rtol=1e-5)
+    # A sum of cosines alone would have gradients next to 0, as all of them are next to 1.
+    target = torch.randn_like(cosines)
+    actual = torch.autograd.grad((cosines * target).sum(), (bins, reference))
+    exact = [leaf.detach().double().requires_grad_(True) for leaf in (bins, reference)]
+    cosines = formulas.cosines(*exact).gather(1, positions)
+    expected = torch.autograd.grad((cosines * target).sum(), exact)
+    # What is all zero has no direction to turn to.
+    expected[0][3], expected[1][5] = 0, 0
+    for left, right in zip(actual, expected, strict=True):
+        torch.testing.assert_close(left.double(), right, atol=1e-5, rtol=2e-2)

@@ -116,6 +116,19 @@ def test_kernel_in_half_precision(device, route, dtype):
     assert_most_similar(found, given[0], given[-1], 2, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("route", ["direct", "interpolated"])
+def test_kernel_of_products_beyond_half_precision(device, route):
+    bins, key_rows, interpolation, references = make_input([50, 20], 48, torch.float16, device)
+    # A product of two rows is 48 * 60 * 60 and more, and fp16 ends at 65504.
+    references = [60 + reference for reference in references]
+    key_rows = 60 + key_rows
+    bins = interpolation.of(key_rows.float()).half()
+    found = search_padded(
+        bins, key_rows, interpolation, references, 2, route=route, blocks=SMALL[route]
+    )
+    assert_most_similar(found, bins, references, 2, TOLERANCE[torch.float16])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_kernel_with_its_own_blocks(device, dtype):
     given = make_input([30], 32, dtype, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -38,3 +39,21 @@ class FrameEmbedding(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     num_heads: int
+
+
+def power_of_two_near_norm(embedded: Tensor) -> Tensor:
+    """What brings the norms of embeddings into 0.5 to 1, without rounding them.
+
+    With embeddings as large as that, products with what references gather are at most as large as
+    the references' embeddings, hence within the range of half precision (fp16 ends at 65504) where
+    these are.
+
+    Args:
+        embedded: (..., C / heads).
+
+    Returns:
+        (...), powers of two, in single precision at least; 1 where an embedding is all zero.
+    """
+    precise = torch.promote_types(embedded.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(embedded, dim=-1, dtype=precise)
+    return torch.where(norms > 0, norms / torch.frexp(norms).mantissa, 1.0)

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from clab_d2.layers import numba_support
-from clab_d2.layers.frame_attention.common import FrameEmbedding, FrameRows
+from clab_d2.layers.frame_attention.common import (
+    FrameEmbedding,
+    FrameRows,
+    power_of_two_near_norm,
+)
 
 LOOPS = "clab_d2.layers.frame_attention.numba_loops"
 # RoIs whose queries are held at a time: enough for an efficient product.
@@ -48,7 +52,10 @@ def attend(features: Tensor, rows: FrameRows, embedding: FrameEmbedding) -> Tens
             if by_head.dtype == queries.dtype:
                 torch.mm(by_head[bins, head], kernel[head], out=queries[head])
             else:
-                queries[head] = by_head[bins, head] @ kernel[head]
+                part = by_head[bins, head]
+                scales = power_of_two_near_norm(part)[:, None]
+                product = (part / scales).to(part.dtype) @ kernel[head]
+                torch.mul(product, scales, out=queries[head])
         _attend_rois(
             queries.unflatten(2, (9, channels)),
             own[chunk],

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clab_d2.layers.frame_attention.common import FrameEmbedding, FrameRows
+from clab_d2.layers.frame_attention.common import (
+    FrameEmbedding,
+    FrameRows,
+    power_of_two_near_norm,
+)
 from clab_d2.layers.rows import weighted_rows
 
 # Working memory, which goes a few RoIs at a time.
@@ -31,10 +35,12 @@ def attend(features: Tensor, rows: FrameRows, embedding: FrameEmbedding) -> Tens
 def mean(features: Tensor, rows: FrameRows) -> Tensor:
     """See :func:`clab_d2.layers.frame_attention.mean_over_frames`."""
     output = torch.empty_like(features, memory_format=torch.contiguous_format)
+    frames = 1 + sum(rows.counts)
     for chunk, gathered in _gather(features, rows, 0):
         own = features[chunk]
-        total = torch.einsum("ntc,t->nc", gathered, gathered.new_tensor(rows.counts))
-        output[chunk] = (own + total.view_as(own)) / (1 + sum(rows.counts))
+        # Shares, not counts: a sum over frames may be beyond the range of half precision.
+        total = torch.einsum("ntc,t->nc", gathered, gathered.new_tensor(rows.counts) / frames)
+        output[chunk] = own / frames + total.view_as(own)
     return output
 
 
@@ -81,7 +87,11 @@ def _attend(
     heads = embedding.num_heads
     per_head, num_bins = channels // heads, num_rois * size * size
     by_head = embedding.own.reshape(num_rois, size, size, heads, per_head)
-    padded = F.pad(by_head, (0, 0, 0, 0, 1, 1, 1, 1))
+    # Logits are sums of many products: they go in single precision at least, and scaled down.
+    scales = power_of_two_near_norm(by_head)
+    precise = scales.dtype
+    scaled = (by_head / scales[..., None]).to(by_head.dtype)
+    padded = F.pad(scaled, (0, 0, 0, 0, 1, 1, 1, 1))
     offsets = [(dy, dx) for dy in range(3) for dx in range(3)]
     # At position s, offset d: the embedding of bin s - d, whose conv looks at s through W[d].
     looking = torch.stack(
@@ -91,7 +101,7 @@ def _attend(
     kernel = embedding.weight.to(own.dtype).view(heads, per_head, channels, 9)
     kernel = kernel.permute(3, 0, 1, 2).reshape(9 * heads, per_head, channels)
     queries = torch.bmm(looking, kernel)
-    products = torch.bmm(gathered, queries.permute(1, 2, 0))
+    products = torch.bmm(gathered, queries.permute(1, 2, 0)).to(precise)
     products = products.view(num_rois, size, size, -1, 9, heads)
     padded = F.pad(products, (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
     logits = sum(
@@ -99,13 +109,14 @@ def _attend(
         for index, (dy, dx) in enumerate(offsets)
     )
     if embedding.bias is not None:
-        bias = embedding.bias.to(own.dtype).view(heads, per_head)
-        logits = logits + (by_head * bias).sum(dim=-1)[..., None, :]
-    logits = torch.cat([(by_head * by_head).sum(dim=-1)[..., None, :], logits], dim=3)
+        bias = embedding.bias.to(precise).view(heads, per_head)
+        logits = logits + (scaled * bias).sum(dim=-1)[..., None, :]
+    own_logits = scaled.to(precise).square().sum(dim=-1) * scales
+    logits = torch.cat([own_logits[..., None, :], logits], dim=3) * scales[..., None, :]
     logs = logits.new_tensor([0.0] + [math.log(count) for count in counts])
     weights = (logits / math.sqrt(per_head) + logs[:, None]).softmax(dim=3)
     # (bins, heads, 1, T) x (bins, heads, T, C / heads)
-    weights = weights.view(num_bins, -1, heads).transpose(1, 2)
+    weights = weights.view(num_bins, -1, heads).transpose(1, 2).to(own.dtype)
     values = gathered.view(num_bins, -1, heads, per_head).transpose(1, 2)
     total = torch.matmul(weights[:, :, None, 1:], values)[:, :, 0]
     total = total + weights[:, :, :1] * own.reshape(num_bins, heads, per_head)

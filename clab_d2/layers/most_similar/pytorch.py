@@ -51,9 +51,19 @@ def cosines_at(bins: Tensor, reference_rows: Tensor, positions: Tensor) -> Tenso
         positions: (N, K).
 
     Returns:
-        (N, K).
+        (N, K), in single precision at least.
     """
-    chosen = reference_rows[positions]
-    products = torch.einsum("nc,nkc->nk", bins, chosen)
-    bin_norms = bins.norm(dim=1, keepdim=True) + NORM_EPS
-    return products / bin_norms / (reference_rows.norm(dim=1)[positions] + NORM_EPS)
+    precise = torch.promote_types(bins.dtype, torch.float32)
+    # In half precision sums of squares overflow, and NORM_EPS is 0. Autocast would go back to it.
+    with torch.autocast(bins.device.type, enabled=False):
+        bins, chosen = bins.to(precise), reference_rows[positions].to(precise)
+        products = torch.einsum("nc,nkc->nk", bins, chosen)
+        reference_norms = reference_rows.norm(dim=1, dtype=precise)
+        bin_divisors = _divisors(bins.norm(dim=1, keepdim=True))
+        return products / bin_divisors / _divisors(reference_norms)[positions]
+
+
+def _divisors(norms: Tensor) -> Tensor:
+    """What normalises rows of these norms. Rows of zeros stay as they are, without a gradient: it
+    would be 1 / NORM_EPS, beyond the range of fp16, where one infinity spoils a whole step."""
+    return torch.where(norms > 0, norms + NORM_EPS, torch.inf)

@@ -221,6 +221,10 @@ def search_padded(
                 kernels.direct_kernel, num_bins, num_references, arguments, constants, candidates
             )
             return found
+        if not single:
+            # Their products with the key map could be beyond the range of half precision.
+            table = (table * inverse_norms[:, None]).to(table.dtype)
+            common = (torch.ones_like(inverse_norms), *common[1:])
         samples = (interpolation.positions.contiguous(), interpolation.weights.contiguous())
         constants |= {"NUM_SAMPLES": samples[0].shape[1]}
         bounds = (0, *itertools.accumulate(lengths))

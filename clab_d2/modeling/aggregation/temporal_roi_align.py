@@ -128,6 +128,9 @@ class TemporalRoIAlign(nn.Module):
             counts: how often each map counts.
         """
         num_rois, channels, size, _ = roi_features.shape
+        # Half precision is too narrow and too coarse for cosines, logits and sums over frames.
+        precise = torch.promote_types(roi_features.dtype, torch.float32)
+        bins = bins.to(precise)
         gathered = torch.stack(
             [
                 weighted_rows(
@@ -138,14 +141,16 @@ class TemporalRoIAlign(nn.Module):
         )
         gathered = gathered.view(-1, num_rois, size, size, channels).permute(0, 1, 4, 2, 3)
         if self.embed is None:
-            total = torch.einsum("trcyx,t->rcyx", gathered, gathered.new_tensor(counts))
-            return (roi_features + total) / (1 + sum(counts))
+            shares = gathered.new_tensor(counts) / (1 + sum(counts))
+            return roi_features / (1 + sum(counts)) + torch.einsum(
+                "trcyx,t->rcyx", gathered, shares
+            )
         frames = torch.cat([roi_features[None], gathered])
         shape = (len(frames), num_rois, self.num_heads, -1, size, size)
-        embeddings = self.embed(frames.flatten(0, 1)).view(shape)
+        embeddings = self.embed(frames.flatten(0, 1)).view(shape).to(precise)
         logits = (embeddings * embeddings[:1]).sum(dim=3) / math.sqrt(channels / self.num_heads)
         logs = logits.new_tensor([0.0] + [math.log(count) for count in counts])
-        weights = (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0)
+        weights = (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0).to(frames.dtype)
         return (frames.view(shape) * weights[:, :, :, None]).sum(dim=0).flatten(1, 2)
 
     def aggregate(

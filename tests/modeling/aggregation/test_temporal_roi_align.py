@@ -203,3 +203,39 @@ def test_no_references_or_no_rois_leave_the_features_as_they_are():
     feature, boxes, pooled, _ = make_case(seed=1)
     assert run(module, (feature, boxes, pooled, [])) is pooled
     assert run(module, (feature, boxes[:0], pooled[:0], [feature])).shape == (0, 8, 7, 7)
+
+
+@pytest.mark.parametrize("num_heads", [0, 4])
+@pytest.mark.parametrize("magnitude", [1.0, 12.0, 400.0], ids="{:g}".format)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_large_features_in_mixed_precision(num_heads, magnitude, dtype, with_gradients):
+    """Features within the range of half precision, their products not: fp16 ends at 65504."""
+    torch.manual_seed(0)
+    module = TemporalRoIAlign(64, num_heads=num_heads).double()
+    feature, boxes, _, references = make_case(seed=2, channels=64)
+    # Frames that differ clearly; in each, as after a ReLU, a position where all is zero.
+    maps = [
+        (by * magnitude * m.abs()).to(dtype)
+        for by, m in zip((1.0, 0.5, 1.5), (feature, *references), strict=True)
+    ]
+    for m in maps:
+        m[:, 1, 2] = 0
+    pooled = roi_align(
+        maps[0][None].double(), [boxes], 7, spatial_scale=1 / 16, sampling_ratio=2, aligned=True
+    ).to(dtype)
+    expected = plain_temporal_roi_align(module, pooled.double(), [m.double() for m in maps[1:]])
+    leaves = [pooled, *maps[1:]]
+    for leaf in leaves:
+        leaf.requires_grad_(with_gradients)
+    module = module.float()
+    with torch.set_grad_enabled(with_gradients), torch.autocast("cpu", dtype):
+        actual = run(module, (maps[0], boxes.float(), pooled, leaves[1:]))
+    assert actual.isfinite().all()
+    difference = (actual.double() - expected).abs().amax(dim=1) / magnitude
+    # Of two positions about as similar either may be taken, of frames the other.
+    assert (difference < 32 * torch.finfo(dtype).eps).double().mean() > 0.9
+    if with_gradients:
+        parameters = list(module.parameters())
+        gradients = torch.autograd.grad(actual.float().mean() / magnitude, leaves + parameters)
+        assert all(gradient.isfinite().all() for gradient in gradients)
