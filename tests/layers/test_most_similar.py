@@ -61,7 +61,7 @@ def test_equals_the_formula(backend, k):
     key_rows = torch.randn(12, 8).to(device)
     # One has fewer positions than are asked for.
     references = [torch.randn(length, 8).to(device) for length in (70, 3, 40)]
-    interpolation = BinInterpolation(*(t.to(device) for t in make_interpolation(20, 12, 16)))
+    interpolation = BinInterpolation(*(t.to(device) for t in make_interpolation(5, 12, 16)))
     bins = interpolation.of(key_rows)
     found = backend.search(bins, key_rows, interpolation, references, k)
     assert_most_similar(found, bins, references, k)
