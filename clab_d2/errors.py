@@ -13,3 +13,10 @@ class ConfigError(ValueError):
 
     The message is one line that names the key and the remedy.
     """
+
+
+class DivergenceError(ArithmeticError):
+    """A training has lost its way: losses or boxes are infinite or not a number.
+
+    The message is one line that names the iteration and the remedies.
+    """

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import re
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,7 @@ from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
 from clab_d2.engine.hooks import DataOrder, PeriodicEvaluation, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
+from clab_d2.errors import DivergenceError
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.modeling import prepare_for_inference
 
@@ -219,6 +221,22 @@ class Trainer(DefaultTrainer):
             self._trainer.reset_data_loader(lambda: ())
         collect_bad_frames(self.cfg.DATASETS.TRAIN)
         return results
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as error:  # of the losses, or of the RPN's boxes
+            raise DivergenceError(self._divergence(error)) from error
+
+    def _divergence(self, error: FloatingPointError) -> str:
+        losses = re.findall(r"'([^']+)': (?:[\w.]+\()?-?(?:nan|inf)", str(error))
+        rate = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"the training diverged at iteration {self.iter}, at a learning rate of {rate:g}: "
+            f"{', '.join(losses) or 'a box or score'} is infinite or not a number; start anew "
+            f"with a lower SOLVER.BASE_LR (it is {self.cfg.SOLVER.BASE_LR:g}), more "
+            "SOLVER.WARMUP_ITERS, or SOLVER.CLIP_GRADIENTS.ENABLED True"
+        )
 
     @classmethod
     def test(

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import train_net  # noqa: E402
 
 Arguments = Callable[..., list[str]]
+ON_CPU = ["MODEL.DEVICE", "cpu"]
 #: Long enough to be killed in the middle, checkpoints at iterations 1, 3, 5, ...
 LONG = ["SOLVER.MAX_ITER", "16", "MODEL.CONTRASTIVE.WEIGHT.STEPS", "10", "DATASETS.TEST", "()"]
 
@@ -197,7 +198,7 @@ def test_sigterm_saves_a_checkpoint(arguments: Arguments, tmp_path: Path) -> Non
 def test_two_processes(trained: Path, arguments: Arguments, tmp_path: Path) -> None:
     """Training by gloo; evaluation gives what one process gives."""
     flags = ["--num-gpus", "2"]
-    process = start(arguments("clab_quick", tmp_path / "two", flags))
+    process = start(arguments("clab_quick", tmp_path / "two", flags, ON_CPU))
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert schedule(tmp_path / "two") == schedule(trained)
@@ -206,8 +207,27 @@ def test_two_processes(trained: Path, arguments: Arguments, tmp_path: Path) -> N
     assert results(tmp_path / "one") == results(tmp_path / "two")
 
 
+def test_two_processes_go_on_where_one_stopped(
+    trained: Path, arguments: Arguments, tmp_path: Path
+) -> None:
+    """They share the same batch."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    flags = ["--num-gpus", "2", "--resume"]
+    process = start(arguments("clab_quick", tmp_path, flags, [*ON_CPU, "DATASETS.TEST", "()"]))
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Resuming at iteration 2 of 4" in output
+    assert schedule(tmp_path) == schedule(trained)
+    assert rows(tmp_path)[:2] == rows(trained)[:2]
+    # With the batch that the number of processes asks for, it is refused.
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    scaled = ["SOLVER.REFERENCE_WORLD_SIZE", "2"]
+    assert run_here(arguments("clab_quick", tmp_path, ["--resume"], scaled)) == 2
+
+
 def test_signal_to_the_launcher_of_two_processes(arguments: Arguments, tmp_path: Path) -> None:
-    never = ["SOLVER.CHECKPOINT_PERIOD", "1000", "SOLVER.MAX_ITER", "1000"]
+    never = ["SOLVER.CHECKPOINT_PERIOD", "1000", "SOLVER.MAX_ITER", "1000", *ON_CPU]
     process = start(arguments("clab_quick", tmp_path, ["--num-gpus", "2"], [*LONG, *never]))
     wait_for_rows(process, tmp_path, 2)
     process.send_signal(signal.SIGTERM)
@@ -231,7 +251,11 @@ def test_signal_to_the_launcher_of_two_processes(arguments: Arguments, tmp_path:
         (["--eval-only"], [], ["MODEL.WEIGHTS"]),
         (["--eval-only"], ["MODEL.WEIGHTS", "none.pth"], ["none.pth"]),
         (["--num-gpus", "0"], [], ["--num-gpus"]),
-        (["--num-gpus", "3"], [], ["SOLVER.IMS_PER_BATCH"]),
+        (["--num-gpus", "3"], ON_CPU, ["SOLVER.IMS_PER_BATCH"]),
+        (["--num-gpus", "8"], [], ["--num-gpus", "MODEL.DEVICE cpu"]),
+        (["--num-machines", "2", "--machine-rank", "2"], ON_CPU, ["--machine-rank 2"]),
+        ([], ["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE", "'gpu'", "cuda"]),
+        ([], ["OUTPUT_DIR", "/dev/null/out"], ["OUTPUT_DIR /dev/null/out"]),
         (["--num-machines", "2"], [], ["--dist-url"]),
     ],
 )
@@ -258,7 +282,7 @@ def test_mistake_found_by_a_process_of_two(
     narrow = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
     weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
     flags = ["--num-gpus", "2", "--eval-only"]
-    process = start(arguments("clab_quick", tmp_path, flags, [*weights, *narrow]))
+    process = start(arguments("clab_quick", tmp_path, flags, [*weights, *narrow, *ON_CPU]))
     output, _ = process.communicate()
     assert process.returncode == 2
     assert [line for line in output.splitlines() if "error: " in line] == [
