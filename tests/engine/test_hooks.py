@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
+from made_datasets import MakeDataset
 
+from clab_d2.data import build_vid_test_loader
+from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.workers import init_worker
 from clab_d2.engine.hooks import StopOnSignal
 from clab_d2.engine.trainer import drop_metrics_from
@@ -97,6 +103,29 @@ def test_data_workers_survive_the_signal() -> None:
     finally:
         hook.after_train()
     assert clips == [0, 1, 2, 3]
+
+
+def test_workers_of_an_evaluation_survive_the_signal(
+    make_dataset: MakeDataset, make_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation during training comes to its end; then the training stops."""
+    whole = VIDDatasetMapper.__call__
+
+    def signalled(mapper: VIDDatasetMapper, record: dict[str, Any]) -> Any:
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(mapper, record)
+
+    monkeypatch.setattr(VIDDatasetMapper, "__call__", signalled)
+    dataset = make_dataset((4,))
+    loader = build_vid_test_loader(make_cfg(dataset, **{"DATALOADER.NUM_WORKERS": 1}), dataset.name)
+    hook = StopOnSignal(lambda iteration: None)
+    hook.before_train()
+    try:
+        frames = [clip["frame_id"] for batch in loader for clip in batch]
+    finally:
+        hook.after_train()
+    assert frames == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
