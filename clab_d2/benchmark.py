@@ -22,10 +22,10 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
-from clab_d2.data.frame_sampling import adaptive_references
+from clab_d2.data.reference_sampling import AdaptiveReferences
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.modeling import TemporalRCNN, prepare_for_inference
-from clab_d2.modeling.plain import make_plain, plain_temporal_roi_align
+from clab_d2.modeling.plain import build_plain, plain_temporal_roi_align
 
 Clip = dict[str, Any]
 
@@ -34,10 +34,10 @@ SINGLE, OURS, PLAIN = "single frame", "temporal", "temporal, plain"
 # Parts of the model that the breakdown times: attribute path -> name
 STAGES = {
     "backbone.forward": "backbone",
-    "proposal_generator.propose": "RPN",
+    "proposal_generator.forward": "RPN",
     "roi_heads.encode_references": "key frame as reference (RoIAlign, FC, keys, values)",
-    "roi_heads.temporal_roi_align.search": "Temporal RoI Align: search",
-    "roi_heads.temporal_roi_align.aggregate": "Temporal RoI Align: attention",
+    "roi_heads.roi_aggregation.search": "Temporal RoI Align: search",
+    "roi_heads.roi_aggregation.aggregate": "Temporal RoI Align: attention",
     "roi_heads.box_head.forward": "FC layers and SELSA",
 }
 
@@ -61,7 +61,7 @@ class Setting:
     @functools.cached_property
     def references(self) -> list[int]:
         """Reference frames, the same for all key frames ("adaptive" sampling)."""
-        return adaptive_references(self.num_frames, self.num_references)
+        return AdaptiveReferences(self.num_references).frames(self.num_frames, 0)[:-1]
 
     @property
     def num_frames(self) -> int:
@@ -81,13 +81,13 @@ class Setting:
         if variant == PLAIN or (variant == OURS and frame == 0):
             entering = set(self.references) - {frame}
         return {
-            "image": self.image(frame),
             "height": self.size[0],
             "width": self.size[1],
             "video_id": 1,
             "frame_id": frame,
             "reference_frame_ids": [] if own else [*self.references, frame],
-            "reference_images": {index: self.image(index) for index in sorted(entering)},
+            "images": {index: self.image(index) for index in (frame, *sorted(entering))},
+            "kept_frame_ids": [] if own else self.references,
         }
 
     def image(self, frame: int) -> torch.Tensor:
@@ -104,12 +104,12 @@ def build(cfg: CfgNode, variant: str) -> TemporalRCNN:
     cfg = cfg.clone()
     cfg.defrost()
     if variant == SINGLE:
-        cfg.MODEL.SELSA.ENABLED = cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = False
+        places = cfg.MODEL.AGGREGATION
+        places.MAPS = places.ROI_FEATURES = places.BOX_FEATURES = ""
     torch.manual_seed(0)
-    model = build_model(cfg)
     if variant == PLAIN:
-        return make_plain(model.eval())
-    return prepare_for_inference(model, cfg)
+        return build_plain(cfg).eval()
+    return prepare_for_inference(build_model(cfg), cfg)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -202,7 +202,7 @@ def agreement(setting: Setting, num_rois: int = 150) -> Agreement | None:
     cfg.TEST.OPTIMIZE, cfg.TEST.PRECISION = False, "fp32"
     model = build(cfg, OURS)
     heads = model.roi_heads
-    module = heads.temporal_roi_align
+    module = heads.roi_aggregation
     if module is None or len(heads.in_features) != 1:
         return None
     frames = [model.extract([setting.image(number)])[0] for number in range(3)]
@@ -286,7 +286,12 @@ def scaling(settings: Sequence[Setting], num_keys: int) -> list[tuple[float, flo
 @torch.no_grad()
 def _fill_memory(model: TemporalRCNN, setting: Setting) -> None:
     clip = setting.clip(0, OURS)
-    only = {**clip, "reference_frame_ids": [0], "reference_images": {}}
+    only = {
+        **clip,
+        "images": {0: setting.image(0)},
+        "reference_frame_ids": [0],
+        "kept_frame_ids": [0],
+    }
     model([only])
     frame = model.memory.get(0)
     for number in set(setting.references) - {0}:
@@ -345,10 +350,7 @@ def training_step(setting: Setting, plain: bool, num_steps: int) -> dict[str, fl
 
 def _training_step(setting: Setting, plain: bool, num_steps: int) -> dict[str, float]:
     torch.manual_seed(0)
-    model = build_model(setting.cfg)
-    if plain:
-        make_plain(model)
-    model.train()
+    model = (build_plain if plain else build_model)(setting.cfg).train()
     clip = _training_clip(setting)
     on_gpu = model.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else resident_bytes()
@@ -369,15 +371,13 @@ def _training_clip(setting: Setting) -> Clip:
     height, width = setting.size
     boxes = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.4, 0.3, 0.9, 0.9]])
     boxes *= torch.tensor([width, height, width, height])
+    truth = Instances(setting.size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1]))
     return {
-        "image": setting.image(5),
-        "instances": Instances(
-            setting.size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1])
-        ),
+        "images": {frame: setting.image(frame) for frame in (5, 3, 8)},
+        "instances": {5: truth},
         "video_id": 1,
         "frame_id": 5,
         "reference_frame_ids": [3, 8],
-        "reference_images": {3: setting.image(3), 8: setting.image(8)},
     }
 
 

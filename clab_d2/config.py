@@ -81,10 +81,13 @@ def _add_data_keys(cfg: CN) -> None:
     # "pillow" (Detectron2's, antialiased) or "opencv" (bilinear, as the official release resizes).
     cfg.INPUT.RESIZE_BACKEND = "pillow"
 
-    # Reference frames of a training clip: how many, and from how far on each side of the key frame.
+    # Reference frames of a training clip. SAMPLING names a method; "random" draws NUM of them from
+    # the RANGE frames on each side of the key frame.
     cfg.INPUT.REFERENCES = CN()
+    cfg.INPUT.REFERENCES.SAMPLING = "random"
     cfg.INPUT.REFERENCES.NUM = 2
     cfg.INPUT.REFERENCES.RANGE = 9
+    cfg.INPUT.REFERENCES.STRIDE = 1
 
     # Part of the key frames that DATALOADER.SAMPLER_TRAIN "RandomSubsetTrainingSampler" trains on.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
@@ -100,6 +103,11 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.TEST.REFERENCES.SAMPLING = "adaptive"
     cfg.TEST.REFERENCES.NUM = 14
     cfg.TEST.REFERENCES.STRIDE = 1
+    cfg.TEST.REFERENCES.RANGE = 9
+
+    # True: frames whose truth is unknown are key frames, too, so that predictions.json has their
+    # detections. They count for nothing in the metrics.
+    cfg.TEST.ALL_FRAMES = False
 
     # Key frames of one video that go through the model together at test.
     cfg.TEST.KEY_FRAMES_PER_BATCH = 1
@@ -134,15 +142,23 @@ def _add_model_keys(cfg: CN) -> None:
     # Best IoU that an object's best anchors must reach to be kept as low-quality matches.
     cfg.MODEL.RPN.MIN_LOW_QUALITY_IOU = 0.0
 
-    # SELSA: after every FC, attention from the key frame's proposals to the reference frames'.
+    # How a key frame takes in its reference frames, at three places; "" leaves a place out. Each
+    # key names an entry of a registry (clab_d2/modeling/aggregation/base.py), also a plug-in's.
+    cfg.MODEL.AGGREGATION = CN()
+    # on feature maps: "FlowGuided"
+    cfg.MODEL.AGGREGATION.MAPS = ""
+    # on the RoI features: "TemporalRoIAlign"
+    cfg.MODEL.AGGREGATION.ROI_FEATURES = "TemporalRoIAlign"
+    # on the box features after each FC layer: "SELSA"
+    cfg.MODEL.AGGREGATION.BOX_FEATURES = "SELSA"
+
+    # SELSA: attention from the key frame's proposals to the reference frames'.
     cfg.MODEL.SELSA = CN()
-    cfg.MODEL.SELSA.ENABLED = True
     cfg.MODEL.SELSA.NUM_HEADS = 16
 
     # Temporal RoI Align: RoI features of the key frame gather what is most similar in the
     # reference maps. NUM_HEADS 0 takes the plain mean over frames instead of attention.
     cfg.MODEL.TEMPORAL_ROI_ALIGN = CN()
-    cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = True
     cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR = 2
     cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS = 4
 
@@ -150,6 +166,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.CONTRASTIVE = CN()
     cfg.MODEL.CONTRASTIVE.ENABLED = False
     cfg.MODEL.CONTRASTIVE.IN_FEATURE = "res4"
+    # What is contrasted: "ClipContrast" is the paper's (frames of a clip against all other clips).
+    cfg.MODEL.CONTRASTIVE.LOSS = "ClipContrast"
     cfg.MODEL.CONTRASTIVE.CONV_DIM = 512
     cfg.MODEL.CONTRASTIVE.HIDDEN_DIM = 256
     cfg.MODEL.CONTRASTIVE.EMBED_DIM = 128

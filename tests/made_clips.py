@@ -11,6 +11,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from clab_d2.data.reference_sampling import FixedStrideReferences
+from clab_d2.data.reference_schedule import ReferenceSchedule
 from clab_d2.modeling import TemporalRCNN
 
 
@@ -27,14 +29,22 @@ def image(seed: int, size: tuple[int, int] = (64, 96)) -> Tensor:
 def training_clip(number: int, size: tuple[int, int] = (64, 96)) -> dict[str, Any]:
     boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [30.0, 8.0, 60.0, 44.0]])
     return {
-        "image": image(10 * number, size),
-        "instances": Instances(
-            size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([number % 3, 4])
-        ),
+        "images": {
+            5: image(10 * number, size),
+            3: image(10 * number + 1, size),
+            8: image(10 * number + 2, size),
+        },
+        "instances": {
+            5: Instances(
+                size,
+                gt_boxes=Boxes(boxes),
+                gt_classes=torch.tensor([number % 3, 4]),
+                gt_tracks=torch.tensor([0, 1]),
+            )
+        },
         "video_id": number,
         "frame_id": 5,
         "reference_frame_ids": [3, 8],
-        "reference_images": {3: image(10 * number + 1, size), 8: image(10 * number + 2, size)},
     }
 
 
@@ -47,21 +57,19 @@ def test_clips(
     video: int, length: int, window: int = 2, size: tuple[int, int] = (64, 96)
 ) -> list[dict[str, Any]]:
     """A video as the loader gives it: references are the frames around, new ones come along."""
-    seen: set[int] = set()
+    schedule = ReferenceSchedule(FixedStrideReferences(2 * window), length)
     clips = []
     for frame in range(length):
-        ids = [min(max(frame + step, 0), length - 1) for step in range(-window, window + 1)]
-        entering = set(ids) - seen - {frame}
-        seen |= set(ids)
+        references, entering, kept = schedule.at(frame)
         clips.append(
             {
-                "image": image(100 * video + frame, size),
                 "height": 2 * size[0],
                 "width": 2 * size[1],
                 "video_id": video,
                 "frame_id": frame,
-                "reference_frame_ids": ids,
-                "reference_images": {i: image(100 * video + i, size) for i in entering},
+                "images": {i: image(100 * video + i, size) for i in entering},
+                "reference_frame_ids": references,
+                "kept_frame_ids": kept,
             }
         )
     return clips

@@ -19,8 +19,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
 from clab_d2.data import VIDDatasetMapper
@@ -60,33 +62,44 @@ class ClipDrawer:
         self.records: list[Record] = DatasetCatalog.get(dataset)
         self.names = MetadataCatalog.get(dataset).get("thing_classes")
         self._by_frame = {(r["video_id"], r["frame_id"]): r for r in self.records}
-        self._mapper = VIDDatasetMapper(cfg, is_train=is_train, dataset_names=[dataset])
-        self._augmentation = RecordingAugmentation(self._mapper.augmentation)
-        self._mapper.augmentation = self._augmentation
+        self._cfg = cfg
+        self._dataset = dataset
         self._is_train = is_train
+        self._needs_references = _needs_references(cfg, is_train)
+        self._augmentation = RecordingAugmentation(ClipAugmentation.from_config(cfg, is_train))
 
     def key_records(self) -> list[Record]:
         """Frames that may be key frames."""
         return [r for r in self.records if r["is_key_frame"] or not self._is_train]
 
+    def _mapper(self, record: Record) -> VIDDatasetMapper:
+        mapper = VIDDatasetMapper(
+            self._cfg,
+            is_train=self._is_train,
+            needs_references=self._needs_references,
+            dataset_names=[self._dataset],
+            # As if it were the video's only key frame, so that all of its references come with it.
+            key_frames={(self._dataset, record["video_id"]): [record["frame_id"]]},
+        )
+        mapper.augmentation = self._augmentation
+        return mapper
+
     def draw(self, record: Record, columns: int) -> np.ndarray:
         """The clip of a key frame as a picture, RGB uint8."""
-        clip = self._mapper(record)
-        if clip is None or clip["image"] is None:
+        key = record["frame_id"]
+        clip = self._mapper(record)(record)
+        if clip is None or clip["images"][key] is None:
             raise DataError(f"{record['file_name']}: the frame cannot be read")
         transform = self._augmentation.last
         assert transform is not None
-        cells = [self._frame(clip["image"], record, transform, clip.get("instances"))]
-        captions = [f"key frame {record['frame_id']}"]
+        truth = clip.get("instances", {}).get(key)
+        cells = [self._frame(clip["images"][key], record, transform, truth)]
+        captions = [f"key frame {key}"]
         for frame_id in clip["reference_frame_ids"]:
-            reference = self._by_frame.get((record["video_id"], frame_id))
-            image = clip["reference_images"].get(frame_id)
-            if frame_id == record["frame_id"]:
-                image = clip["image"]
-            elif image is None and reference is not None and not self._is_train:
-                image = self._mapper(reference)["image"]  # entered the memory at an earlier key
+            image = clip["images"][frame_id]
             if image is None:
                 continue
+            reference = self._by_frame.get((record["video_id"], frame_id))
             cells.append(self._frame(image, reference, transform, None))
             captions.append(f"reference {frame_id}")
         flip = "" if transform.flip == "none" else f", flipped ({transform.flip})"
@@ -101,7 +114,7 @@ class ClipDrawer:
         self, image: Any, record: Record | None, transform: ClipTransform, instances: Any
     ) -> np.ndarray:
         picture = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        if self._mapper.image_format == "BGR":
+        if self._cfg.INPUT.FORMAT == "BGR":
             picture = np.ascontiguousarray(picture[:, :, ::-1])
         boxes, classes, tracks = _true_boxes(record, transform)
         if instances is not None:
@@ -113,6 +126,15 @@ class ClipDrawer:
         return draw_boxes(
             picture, boxes, classes, self.names, track_ids=tracks, style="truth", scale=scale
         )
+
+
+def _needs_references(cfg: CfgNode, is_train: bool) -> bool:
+    """Ask the config's model, built without memory for weights."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg).train(is_train).needs_references
 
 
 def _true_boxes(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
 from clab_d2.data.coco_vid import load_coco_vid
-from clab_d2.data.dataset_mapper import ClipImages, VIDDatasetMapper
+from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.device_loader import pins_memory, to_device
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
 from clab_d2.data.training_order import ClipOrder, build_clip_order
@@ -26,13 +26,20 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-def build_vid_train_loader(cfg: CfgNode) -> Any:
+def build_vid_train_loader(
+    cfg: CfgNode, *, needs_references: bool = True, needs_reference_truth: bool = False
+) -> Any:
     """Build the endless stream of training clips, VID and DET mixed.
 
     Each frame that may be a key frame, of all sets of ``DATASETS.TRAIN``, comes once in each pass,
     in random order (ImageNet VID: 57,834 frames and 53,638 DET images, 111,472 in all).
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out key frames without an object; any frame can
     be a reference. For a GPU, the next batch is copied there while the model has the current one.
+
+    Args:
+        cfg: the config.
+        needs_references: whether the model takes reference frames (``model.needs_references``).
+        needs_reference_truth: whether it takes their ground truth, too.
 
     Returns:
         An iterable of batches, each a list of ``SOLVER.IMS_PER_BATCH / world size`` clips, see
@@ -47,7 +54,12 @@ def build_vid_train_loader(cfg: CfgNode) -> Any:
     if not names:
         raise ConfigError("DATASETS.TRAIN is empty; name a dataset to train on")
     records = get_key_frames(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    mapper = VIDDatasetMapper(cfg, is_train=True)
+    mapper = VIDDatasetMapper(
+        cfg,
+        is_train=True,
+        needs_references=needs_references,
+        needs_reference_truth=needs_reference_truth,
+    )
     options = {"num_workers": cfg.DATALOADER.NUM_WORKERS, **_loader_options(cfg)}
     loader = TrainingLoader(records, mapper, build_clip_order(cfg, records), **options)
     return to_device(loader, cfg.MODEL.DEVICE)
@@ -84,45 +96,20 @@ class TrainingLoader(DataLoader):
             yield batch
 
 
-class VideoLoader(DataLoader):
-    """A loader of the clips of whole videos, in order, each frame decoded once.
-
-    A key frame that has been a reference comes from that clip, whichever worker read it.
-
-    Args:
-        records: frames of a dataset, those of one video together and in order.
-        mapper: with ``repeat_images`` False.
-        batch_sampler: gives the frames of a video in order.
-        options: others of PyTorch's ``DataLoader``.
-    """
-
-    def __init__(
-        self,
-        records: list[Record],
-        mapper: VIDDatasetMapper,
-        batch_sampler: VideoBatchSampler,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            MapDataset(DatasetFromList(records, copy=False), mapper),
-            batch_sampler=batch_sampler,
-            collate_fn=trivial_batch_collator,
-            worker_init_fn=init_worker,
-            **options,
-        )
-        self._sampling = mapper.sampling
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        images = ClipImages(self._sampling)
-        for batch in super().__iter__():
-            yield [images.complete(clip) for clip in batch]
-
-
-def build_vid_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
+def build_vid_test_loader(
+    cfg: CfgNode, dataset_name: str, *, needs_references: bool = True
+) -> Any:
     """Build the loader of one dataset's frames at test: this rank's share of it.
 
     Videos stay whole and in order, and ranks get about the same number of frames. A batch is
-    ``TEST.KEY_FRAMES_PER_BATCH`` consecutive frames of one video (fewer at its end).
+    ``TEST.KEY_FRAMES_PER_BATCH`` consecutive key frames of one video (fewer at its end). Frames
+    whose truth is unknown count for nothing, so they are no key frames, unless
+    ``TEST.ALL_FRAMES``.
+
+    Args:
+        cfg: the config.
+        dataset_name: a registered video dataset.
+        needs_references: whether the model takes reference frames (``model.needs_references``).
 
     Returns:
         An iterable, with a length, of lists of clips; empty on a rank that gets no video.
@@ -135,19 +122,34 @@ def build_vid_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
             f"TEST.KEY_FRAMES_PER_BATCH is {cfg.TEST.KEY_FRAMES_PER_BATCH}; it must be at least 1"
         )
     records = _load(dataset_name, key_frames_only=False)
+    num_frames = len(records)
+    if not cfg.TEST.ALL_FRAMES:
+        records = [record for record in records if record["annotated"]]
+    key_frames: dict[tuple[str, int], list[int]] = {}
     for record in records:
         del record["annotations"]  # the truth is the evaluator's
+        key_frames.setdefault((dataset_name, record["video_id"]), []).append(record["frame_id"])
     sampler = VideoSampler([record["video_id"] for record in records])
     logger.info(
-        "%s: %d of %d frames, %d video(s), on this rank", dataset_name, len(sampler),
-        len(records), len(sampler.videos),
+        "%s: %d of %d frames are key frames, %d of them, in %d video(s), on this rank",
+        dataset_name, len(records), num_frames, len(sampler), len(sampler.videos),
     )
     mapper = VIDDatasetMapper(
-        cfg, is_train=False, dataset_names=[dataset_name], repeat_images=False
+        cfg,
+        is_train=False,
+        needs_references=needs_references,
+        dataset_names=[dataset_name],
+        key_frames=key_frames,
     )
-    batches = VideoBatchSampler(sampler, cfg.TEST.KEY_FRAMES_PER_BATCH)
-    options = {"num_workers": cfg.DATALOADER.NUM_WORKERS, **_loader_options(cfg)}
-    return to_device(VideoLoader(records, mapper, batches, **options), cfg.MODEL.DEVICE)
+    loader = DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), mapper),
+        batch_sampler=VideoBatchSampler(sampler, cfg.TEST.KEY_FRAMES_PER_BATCH),
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=init_worker,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        **_loader_options(cfg),
+    )
+    return to_device(loader, cfg.MODEL.DEVICE)
 
 
 def get_key_frames(names: Sequence[str], filter_empty: bool = True) -> list[Record]:

@@ -123,6 +123,41 @@ def load_coco_vid(
     return records
 
 
+def read_truth(
+    json_file: str, name: str
+) -> tuple[dict[int, list[bool]], list[tuple[int, int, list[float], int, int, bool]]]:
+    """Read the truth of all frames of a registered dataset, key frames or not.
+
+    Args:
+        json_file: the annotations.
+        name: the dataset.
+
+    Returns:
+        For each video id whether the truth of each of its frames is known, and of every object the
+        video id, the frame id, the box (x, y, width, height), the class, the ``instance_id`` (-1
+        where the JSON gives none) and whether it is a crowd.
+
+    Raises:
+        DataError: as :func:`load_coco_vid`.
+    """
+    data = read_coco_json(json_file)
+    classes = _classes_of(json_file, data["categories"], name)
+    videos = _group_into_videos(json_file, data)
+    annotated = {v.video_id: [bool(i.get("annotated", True)) for i in v.images] for v in videos}
+    records = [
+        {"image_id": image["id"], "place": (video.video_id, frame_id), "annotations": []}
+        for video in videos
+        for frame_id, image in enumerate(video.images)
+    ]
+    _attach_annotations(json_file, data, classes, records)
+    objects = [
+        (*record["place"], a["bbox"], a["category_id"], a["instance_id"], bool(a["iscrowd"]))
+        for record in records
+        for a in record["annotations"]
+    ]
+    return annotated, objects
+
+
 def get_video_table(dataset_name: str) -> VideoTable:
     """Return the table of a registered dataset's videos; its JSON is read if it wasn't yet."""
     metadata = MetadataCatalog.get(dataset_name)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import random
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,17 +14,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 from torch.utils.data import get_worker_info
 
 from clab_d2.data.coco_vid import get_video_table
-from clab_d2.data.frame_sampling import (
-    adaptive_references,
-    causal_window,
-    entering_frames,
-    fixed_stride_window,
-    training_references,
-)
 from clab_d2.data.frames import IMAGE_FORMATS, ClipAugmentation, ClipTransform, read_frame
+from clab_d2.data.reference_sampling import ReferenceSampling, build_reference_sampling
+from clab_d2.data.reference_schedule import ReferenceSchedule
+from clab_d2.data.truth_table import TruthTable, load_truth_table
 from clab_d2.data.video_table import VideoTable
 from clab_d2.errors import ConfigError, DataError
 
@@ -37,166 +33,30 @@ _MAX_BAD_KEYS_IN_A_ROW = 100
 # Frames that a training mapper holds, as other clips of the batch may need them, too.
 _MAX_RECENT_BYTES = 64 * 2**20
 
-
-@dataclass(frozen=True)
-class ReferenceSampling:
-    """Which reference frames a clip has.
-
-    Attributes:
-        method: "random" (training), "adaptive", "fixed", "causal" or "none".
-        num: how many references. "fixed" has half of them on each side of the key frame.
-        stride: frames between two of them ("fixed" and "causal").
-        frame_range: how far from the key frame to draw them ("random").
-    """
-
-    method: str
-    num: int = 0
-    stride: int = 1
-    frame_range: int = 9
-
-    def __post_init__(self) -> None:
-        if self.method not in ("random", "adaptive", "fixed", "causal", "none"):
-            raise ConfigError(
-                f"TEST.REFERENCES.SAMPLING is {self.method!r}; it must be adaptive, fixed or causal"
-            )
-        key = "INPUT.REFERENCES" if self.method == "random" else "TEST.REFERENCES"
-        if self.method != "none" and self.num < 1:
-            raise ConfigError(f"{key}.NUM is {self.num}; it must be at least 1")
-        if self.method == "fixed" and self.num % 2:
-            raise ConfigError(
-                f"TEST.REFERENCES.NUM is {self.num}; fixed sampling takes half before and half "
-                "after the key frame, so it must be even"
-            )
-        if self.stride < 1:
-            raise ConfigError(f"TEST.REFERENCES.STRIDE is {self.stride}; it must be at least 1")
-        if self.frame_range < 1:
-            raise ConfigError(f"INPUT.REFERENCES.RANGE is {self.frame_range}; at least 1 is needed")
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> ReferenceSampling:
-        """Read ``INPUT.REFERENCES`` or ``TEST.REFERENCES``; "none" for a model that needs none."""
-        needed = cfg.MODEL.SELSA.ENABLED or cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED
-        if is_train:
-            needed = needed or cfg.MODEL.CONTRASTIVE.ENABLED
-            references = cfg.INPUT.REFERENCES
-            if needed:
-                return cls("random", references.NUM, frame_range=references.RANGE)
-        elif needed:
-            references = cfg.TEST.REFERENCES
-            return cls(references.SAMPLING, references.NUM, references.STRIDE)
-        return cls("none")
-
-    def frames(self, num_frames: int, key: int) -> list[int]:
-        """Return the frames that the key frame aggregates over, repeats included.
-
-        In training the references alone; at test with the key frame among them.
-        """
-        if self.method == "random":
-            # Python's global state is seeded in each worker; a generator of its own would be
-            # copied into all workers and draw the same in each.
-            rng = random.Random(random.getrandbits(64))
-            return training_references(num_frames, key, self.num, self.frame_range, rng)
-        if self.method == "adaptive":
-            return [*adaptive_references(num_frames, self.num), key]
-        if self.method == "fixed":
-            return fixed_stride_window(num_frames, key, self.num // 2, self.stride)
-        if self.method == "causal":
-            return causal_window(key, self.num, self.stride)
-        return []
-
-    def frames_to_read(self, num_frames: int, key: int, frames: list[int]) -> list[int]:
-        """Return the distinct ones of ``frames`` that the model hasn't seen, without the key.
-
-        In training all of them; at test those that enter the memory at this key frame: the
-        adaptive ones all at the video's first frame.
-        """
-        if self.method == "random" or key == 0:
-            previous = None
-        elif self.method == "adaptive":
-            return []
-        else:
-            previous = self.frames(num_frames, key - 1) if self.method != "none" else None
-        return [frame for frame in entering_frames(frames, previous) if frame != key]
-
-    def given_before(self, num_frames: int, key: int, frame: int) -> bool:
-        """Whether the clip of an earlier key frame of the video has had this frame's image.
-
-        Args:
-            frame: the key frame, or one of its :meth:`frames_to_read`.
-        """
-        if key == 0 or self.method in ("random", "none"):
-            return False
-        # Every frame has been the key frame, in its turn.
-        return frame < key or frame in self.frames(num_frames, key - 1)
-
-    def needed_later(self, key: int, frame: int) -> bool:
-        """Whether the clip of a later key frame has to have this frame's image again.
-
-        Args:
-            frame: a frame that the clips up to ``key`` have had.
-        """
-        # On a grid of several frames, the window leaves out its middle for the key frame until the
-        # middle moves on, when it comes back.
-        returns = self.method == "fixed" and self.stride > 1 and frame == key - key % self.stride
-        return frame > key or returns
-
-
-class ClipImages:
-    """Puts into the clips of a video what a mapper left out, as earlier clips have had it.
-
-    Holds no more images than the key frame has references.
-
-    Args:
-        sampling: that of the clips.
-    """
-
-    def __init__(self, sampling: ReferenceSampling) -> None:
-        self._sampling = sampling
-        self._video: tuple[Any, Any] | None = None
-        self._images: dict[int, torch.Tensor | None] = {}
-
-    def complete(self, clip: dict[str, Any]) -> dict[str, Any]:
-        """Put in the images of the frames that ``given_before`` names, in place; return the clip.
-
-        The clips of a video come in order.
-        """
-        video, key = (clip["dataset_name"], clip["video_id"]), clip["frame_id"]
-        if video != self._video or key == 0:
-            self._video, self._images = video, {}
-        for frame in clip.pop("given_before"):
-            if frame == key:
-                clip["image"] = self._images[key]
-            else:
-                clip["reference_images"][frame] = self._images[frame]
-        self._images |= {**clip["reference_images"], key: clip["image"]}
-        self._images = {
-            frame: image
-            for frame, image in self._images.items()
-            if self._sampling.needed_later(key, frame)
-        }
-        return clip
+# Videos whose schedules a test mapper holds: batches of two may take turns in a worker.
+_MAX_SCHEDULES = 4
 
 
 class VIDDatasetMapper:
     """Reads and augments a clip: a key frame and the reference frames it needs.
 
     A clip is a dict. It holds of the dataset dict ``height`` and ``width`` (original),
-    ``image_id``, ``video_id``, ``frame_id``, ``file_name`` and ``dataset_name``, and
+    ``image_id``, ``video_id``, ``frame_id`` (the key frame's), ``file_name`` and ``dataset_name``,
+    and
 
-    - ``image``: uint8 tensor (3, H, W), the key frame, resized;
+    - ``images``: frame id -> uint8 tensor (3, H, W), resized. In training the key frame and each
+      distinct reference; at test the frames that no earlier key frame of the video has used, so
+      that each comes once (:mod:`clab_d2.data.reference_schedule`);
     - ``reference_frame_ids``: frames that the key frame aggregates over, repeats included (see
       :class:`ReferenceSampling`);
-    - ``reference_images``: frame id -> uint8 tensor (3, H', W'), of each distinct reference but the
-      key frame; at test only of those that enter the memory at this key frame;
-    - in training ``instances`` with ``gt_boxes`` and ``gt_classes``.
+    - in training ``instances``: frame id -> Instances with ``gt_boxes``, ``gt_classes`` and
+      ``gt_tracks`` ((N,) identities within the video, -1 where not known), of the key frame, and,
+      where ``truths`` are given, of the references whose truth is known;
+    - at test ``kept_frame_ids``: frames given so far that a later key frame uses.
 
     All frames of a clip are resized and flipped alike. A reference whose size differs from the key
-    frame's (a video whose size changes midway) is resized by the same rule.
-
-    Each frame of a video is decoded once at test, if ``repeat_images`` is False: a clip then has
-    ``given_before``, the frames whose images belong into it but were in the clips of earlier key
-    frames, whichever worker made them; :class:`ClipImages` puts them in. In training, a frame that
-    several clips in a row need is decoded for the first of them.
+    frame's (a video whose size changes midway) is resized by the same rule. In training, a frame
+    that several clips in a row need is decoded for the first of them.
 
     Unless ``strict``, an unreadable frame is noted in the dataset's table, warned of once, and
     worked around: in training an unreadable key frame gives None instead of a clip, for which
@@ -206,11 +66,13 @@ class VIDDatasetMapper:
     Args:
         is_train: whether to augment and to give ``instances``.
         augmentation: draws the resize and flip of each clip.
-        sampling: which reference frames a clip has.
+        sampling: which reference frames a clip has; None for none.
         tables: the videos of each dataset, by its name.
+        truths: the truth of all frames of each dataset, by its name, for references in training.
+        key_frames: at test, the key frames of each video, by (dataset name, video id), ascending;
+            all frames where not given.
         image_format: order of the colour channels, "RGB" or "BGR".
         strict: raise a DataError at the first unreadable frame.
-        repeat_images: at test, give an image again that an earlier clip of its video has had.
     """
 
     @configurable
@@ -219,11 +81,12 @@ class VIDDatasetMapper:
         is_train: bool,
         *,
         augmentation: ClipAugmentation,
-        sampling: ReferenceSampling,
+        sampling: ReferenceSampling | None,
         tables: Mapping[str, VideoTable],
+        truths: Mapping[str, TruthTable] | None = None,
+        key_frames: Mapping[tuple[str, int], Sequence[int]] | None = None,
         image_format: str = "RGB",
         strict: bool = False,
-        repeat_images: bool = True,
     ) -> None:
         if image_format not in IMAGE_FORMATS:
             raise ConfigError(
@@ -233,28 +96,53 @@ class VIDDatasetMapper:
         self.augmentation = augmentation
         self.sampling = sampling
         self.tables = dict(tables)
+        self.truths = dict(truths or {})
+        self.key_frames = dict(key_frames or {})
         self.image_format = image_format
         self.strict = strict
-        self.repeat_images = repeat_images
         self._recent = _RecentFrames(_MAX_RECENT_BYTES if is_train else 0)
+        self._schedules: OrderedDict[tuple[str, int], ReferenceSchedule] = OrderedDict()
         self._bad_keys_in_a_row = 0
         self._in_worker = False
         logger.info(
-            "Clips in %s: %s, %s", "training" if is_train else "test", augmentation, sampling
+            "Clips in %s: %s, references: %s",
+            "training" if is_train else "test", augmentation,
+            "none" if sampling is None else type(sampling).__name__,
         )
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, is_train: bool = True, dataset_names: Iterable[str] | None = None
+        cls,
+        cfg: CfgNode,
+        is_train: bool = True,
+        *,
+        needs_references: bool = True,
+        needs_reference_truth: bool = False,
+        dataset_names: Iterable[str] | None = None,
+        key_frames: Mapping[tuple[str, int], Sequence[int]] | None = None,
     ) -> dict[str, Any]:
-        """Read the config; by default the tables of all its training (or test) sets."""
+        """Read the config.
+
+        Args:
+            cfg: the config.
+            is_train: whether the clips are for training.
+            needs_references: whether the model takes references (``model.needs_references``).
+            needs_reference_truth: whether it takes their truth in training
+                (``model.needs_reference_truth``).
+            dataset_names: datasets to be ready for; by default all training (or test) sets.
+            key_frames: see the class.
+        """
         if dataset_names is None:
             dataset_names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        names = list(dataset_names)
+        with_truth = is_train and needs_references and needs_reference_truth
         return {
             "is_train": is_train,
             "augmentation": ClipAugmentation.from_config(cfg, is_train),
-            "sampling": ReferenceSampling.from_config(cfg, is_train),
-            "tables": {name: get_video_table(name) for name in dataset_names},
+            "sampling": build_reference_sampling(cfg, is_train) if needs_references else None,
+            "tables": {name: get_video_table(name) for name in names},
+            "truths": {name: load_truth_table(name) for name in names} if with_truth else None,
+            "key_frames": key_frames,
             "image_format": cfg.INPUT.FORMAT,
             "strict": cfg.DATALOADER.STRICT,
         }
@@ -269,91 +157,134 @@ class VIDDatasetMapper:
             The clip, or None in training where the key frame is unreadable.
 
         Raises:
-            DataError: a frame is unreadable, and ``strict``; or a hundred key frames in a row are.
+            DataError: a frame is unreadable, and ``strict``; or in training a hundred key frames in
+                a row are.
         """
         self._set_up_worker()
-        table = self.tables[record["dataset_name"]]
-        video_id, key, num_frames = record["video_id"], record["frame_id"], record["num_frames"]
-        transform = self.augmentation.sample()
-        frames = self.sampling.frames(num_frames, key)
-        to_read = self.sampling.frames_to_read(num_frames, key, frames)
-        given_before = [
-            frame
-            for frame in (key, *to_read)
-            if not self.repeat_images and self.sampling.given_before(num_frames, key, frame)
-        ]
-        image = None
-        if key not in given_before:
-            image = self._read(table, video_id, key, is_key=True)
-            if image is None and self.is_train:
-                return None
-        # At test, each frame is a key frame when its turn comes.
-        references = {
-            frame: self._read(table, video_id, frame, is_key=not self.is_train)
-            for frame in to_read
-            if frame not in given_before
-        }
-        if self.is_train:
-            frames, references = _without_unreadable(frames, key, references)
         clip: dict[str, Any] = {
             name: record[name]
             for name in (
                 "height", "width", "image_id", "video_id", "frame_id", "file_name", "dataset_name",
             )
         }
-        clip["image"] = None if image is None else _to_tensor(image, transform)
-        if not self.repeat_images:
-            clip["given_before"] = given_before
+        return self._training_clip(clip, record) if self.is_train else self._test_clip(clip, record)
+
+    def _training_clip(
+        self, clip: dict[str, Any], record: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        transform = self.augmentation.sample()
+        key = record["frame_id"]
+        frames = self.sampling.frames(record["num_frames"], key) if self.sampling else []
+        key_image = self._read(record, key, check_size=True)
+        self._count_bad_keys(key_image, record["file_name"])
+        if key_image is None:
+            return None
+        images = {f: self._read(record, f) for f in sorted(set(frames) - {key})}
+        images = {key: key_image, **images}
+        frames, images = _without_unreadable(frames, key, images)
+        clip["images"] = {frame: _to_tensor(image, transform) for frame, image in images.items()}
         clip["reference_frame_ids"] = frames
-        clip["reference_images"] = {
-            frame: None if reference is None else _to_tensor(reference, transform)
-            for frame, reference in references.items()
+        clip["instances"] = {
+            frame: _instances(
+                annotations, images[frame].shape[:2], tuple(tensor.shape[1:]), transform
+            )
+            for frame, tensor in clip["images"].items()
+            if (annotations := self._truth(record, frame)) is not None
         }
-        if self.is_train:
-            clip["instances"] = self._instances(record, transform, tuple(clip["image"].shape[1:]))
         return clip
 
+    def _test_clip(self, clip: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+        transform = self.augmentation.sample()
+        scheduled = self._schedule(record).at(record["frame_id"])
+        # Each of them is a key frame when its turn comes, so its boxes have to fit.
+        images = {frame: self._read(record, frame, check_size=True) for frame in scheduled.entering}
+        clip["images"] = {
+            frame: None if image is None else _to_tensor(image, transform)
+            for frame, image in images.items()
+        }
+        clip["reference_frame_ids"] = scheduled.references
+        clip["kept_frame_ids"] = scheduled.kept
+        return clip
+
+    def _schedule(self, record: Mapping[str, Any]) -> ReferenceSchedule:
+        video = (record["dataset_name"], record["video_id"])
+        schedule = self._schedules.pop(video, None)
+        if schedule is None:
+            keys = self.key_frames.get(video)
+            schedule = ReferenceSchedule(self.sampling, record["num_frames"], keys)
+        self._schedules[video] = schedule
+        if len(self._schedules) > _MAX_SCHEDULES:
+            self._schedules.popitem(last=False)
+        return schedule
+
+    def _truth(self, record: Mapping[str, Any], frame: int) -> Sequence[Mapping[str, Any]] | None:
+        """Annotations of a frame of the record's video; None where they are not known."""
+        if frame == record["frame_id"]:
+            return record["annotations"]
+        truth = self.truths.get(record["dataset_name"])
+        return None if truth is None else truth.annotations(record["video_id"], frame)
+
     def _read(
-        self, table: VideoTable, video_id: int, frame: int, is_key: bool
+        self, record: Mapping[str, Any], frame: int, check_size: bool = False
     ) -> np.ndarray | None:
         """Read a frame; None, and a note of it, if it is unreadable and that is to be survived."""
+        table, video_id = self.tables[record["dataset_name"]], record["video_id"]
         file_name = table.file_name(video_id, frame)
         try:
             image = self._recent.read(file_name, self.image_format)
-            if is_key:
+            if check_size:
                 _check_size(image, table.size(video_id, frame), file_name)
         except DataError as error:
             if self.strict:
                 raise
             if table.mark_bad(video_id, frame):
                 logger.warning("Frame left out: %s", error)
-            image = None
-        if is_key:
-            self._bad_keys_in_a_row = self._bad_keys_in_a_row + 1 if image is None else 0
+            return None
+        return image
+
+    def _count_bad_keys(self, image: np.ndarray | None, file_name: str) -> None:
+        """End a training that finds nothing to train on.
+
+        Its key frames come in random order, so that many in a row are no accident. At test the
+        frames of a missing video come one after the other, and are to be survived.
+        """
+        self._bad_keys_in_a_row = self._bad_keys_in_a_row + 1 if image is None else 0
         if self._bad_keys_in_a_row >= _MAX_BAD_KEYS_IN_A_ROW:
             raise DataError(
                 f"{file_name} and the {_MAX_BAD_KEYS_IN_A_ROW - 1} key frames before it could not "
                 "be read; check the dataset's image folder"
             )
-        return image
-
-    def _instances(
-        self, record: Mapping[str, Any], transform: ClipTransform, shape: tuple[int, int]
-    ) -> Any:
-        transforms = transform.for_size(record["height"], record["width"])
-        annotations = [
-            detection_utils.transform_instance_annotations(dict(annotation), transforms, shape)
-            for annotation in record["annotations"]
-            if not annotation["iscrowd"]
-        ]
-        instances = detection_utils.annotations_to_instances(annotations, shape)
-        return detection_utils.filter_empty_instances(instances)
 
     def _set_up_worker(self) -> None:
         if not self._in_worker and get_worker_info() is not None:
             # OpenCV's threads don't survive a fork, and workers are the parallelism here.
             cv2.setNumThreads(0)
             self._in_worker = True
+
+
+def _instances(
+    annotations: Sequence[Mapping[str, Any]],
+    size: tuple[int, int],
+    new_size: tuple[int, int],
+    transform: ClipTransform,
+) -> Instances:
+    """Ground truth of a frame, moved as its pixels are; crowds are no targets.
+
+    Args:
+        annotations: of the dataset.
+        size: (height, width) that they are stated at.
+        new_size: that of the transformed image.
+        transform: what was done to it.
+    """
+    transforms = transform.for_size(*size)
+    objects = [
+        detection_utils.transform_instance_annotations(dict(annotation), transforms, new_size)
+        for annotation in annotations
+        if not annotation["iscrowd"]
+    ]
+    instances = detection_utils.annotations_to_instances(objects, new_size)
+    instances.gt_tracks = torch.tensor([o["instance_id"] for o in objects], dtype=torch.int64)
+    return detection_utils.filter_empty_instances(instances)
 
 
 class _RecentFrames:
@@ -391,19 +322,13 @@ def _check_size(image: np.ndarray, size: tuple[int, int], file_name: str) -> Non
 
 
 def _without_unreadable(
-    frames: list[int], key: int, references: Mapping[int, np.ndarray | None]
+    frames: list[int], key: int, images: Mapping[int, np.ndarray | None]
 ) -> tuple[list[int], dict[int, np.ndarray]]:
     """Replace unreadable references by readable ones, in turn, or by the key frame."""
-    readable = [frame for frame in frames if references.get(frame) is not None or frame == key]
-    stand_ins = readable or [key]
-    missing = 0
-    replaced = []
-    for frame in frames:
-        if frame in references and references[frame] is None:
-            frame = stand_ins[missing % len(stand_ins)]
-            missing += 1
-        replaced.append(frame)
-    return replaced, {f: image for f, image in references.items() if image is not None}
+    stand_ins = [frame for frame in frames if images[frame] is not None] or [key]
+    turn = itertools.cycle(stand_ins)
+    replaced = [frame if images[frame] is not None else next(turn) for frame in frames]
+    return replaced, {f: image for f, image in images.items() if image is not None}
 
 
 def _to_tensor(image: np.ndarray, transform: ClipTransform) -> torch.Tensor:

@@ -14,9 +14,18 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
 )
 
+from clab_d2.data.reference_sampling import build_reference_sampling
 from clab_d2.engine.optimizer import OPTIMIZERS
 from clab_d2.errors import ConfigError
+from clab_d2.modeling.aggregation.base import (
+    BOX_AGGREGATION_REGISTRY,
+    MAP_AGGREGATION_REGISTRY,
+    ROI_AGGREGATION_REGISTRY,
+)
+from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
+from clab_d2.modeling.contrastive.schedule import SCHEDULES
 from clab_d2.modeling.optimize import PRECISIONS
+from clab_d2.modeling.temporal_detector import TemporalDetector
 
 RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -55,6 +64,12 @@ def _check_names(cfg: CfgNode) -> None:
         if name not in registry:
             ours = sorted(n for n, thing in registry if thing.__module__.startswith("clab_d2."))
             raise ConfigError(f"{key} {name!r} is not registered; ours are {', '.join(ours)}")
+    meta_architecture = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
+    if isinstance(meta_architecture, type) and not issubclass(meta_architecture, TemporalDetector):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r} takes images, not clips; take "
+            "TemporalRCNN, which is a single-frame detector where MODEL.AGGREGATION is empty"
+        )
 
 
 def _check_choices(cfg: CfgNode) -> None:
@@ -63,7 +78,7 @@ def _check_choices(cfg: CfgNode) -> None:
     _choice(
         "MODEL.CONTRASTIVE.WEIGHT.SCHEDULE",
         cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE,
-        ("linear", "cosine", "constant"),
+        SCHEDULES,
     )
     _choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     _choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, sorted(OPTIMIZERS))
@@ -75,63 +90,22 @@ def _check_choices(cfg: CfgNode) -> None:
         )
 
 
-def aggregates(cfg: CfgNode) -> bool:
-    """Whether the configured detector uses reference frames at test."""
-    return bool(cfg.MODEL.SELSA.ENABLED or cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED)
-
-
-def _check_references(cfg: CfgNode) -> None:
-    references = cfg.TEST.REFERENCES
-    _choice("TEST.REFERENCES.SAMPLING", references.SAMPLING, ("adaptive", "fixed", "causal"))
+def _check_plugs(cfg: CfgNode) -> None:
+    """That what the plugs' keys name is registered."""
+    places = cfg.MODEL.AGGREGATION
+    for registry, name in (
+        (MAP_AGGREGATION_REGISTRY, places.MAPS),
+        (ROI_AGGREGATION_REGISTRY, places.ROI_FEATURES),
+        (BOX_AGGREGATION_REGISTRY, places.BOX_FEATURES),
+        (CONTRASTIVE_LOSS_REGISTRY, cfg.MODEL.CONTRASTIVE.LOSS),
+    ):
+        if name:
+            registry.get(name)
+    # Here, and not only where they are built: an evaluation's numbers would be looked at last.
+    if any(places.values()) or cfg.MODEL.CONTRASTIVE.ENABLED:
+        for is_train in (True, False):
+            build_reference_sampling(cfg, is_train)
     _at_least("TEST.KEY_FRAMES_PER_BATCH", cfg.TEST.KEY_FRAMES_PER_BATCH, 1)
-    _at_least("TEST.REFERENCES.STRIDE", references.STRIDE, 1)
-    _at_least("TEST.REFERENCES.NUM", references.NUM, 0)
-    _at_least("INPUT.REFERENCES.RANGE", cfg.INPUT.REFERENCES.RANGE, 1)
-    _at_least("INPUT.REFERENCES.NUM", cfg.INPUT.REFERENCES.NUM, 0)
-    if references.SAMPLING == "fixed" and references.NUM % 2:
-        raise ConfigError(
-            f'TEST.REFERENCES.NUM is {references.NUM}; with SAMPLING "fixed" it must be even: '
-            "half of the frames lie on each side of the key frame"
-        )
-    if not aggregates(cfg) and not cfg.MODEL.CONTRASTIVE.ENABLED:
-        return
-    users = [
-        key
-        for key, used in (
-            ("MODEL.SELSA.ENABLED", cfg.MODEL.SELSA.ENABLED),
-            ("MODEL.TEMPORAL_ROI_ALIGN.ENABLED", cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED),
-            ("MODEL.CONTRASTIVE.ENABLED", cfg.MODEL.CONTRASTIVE.ENABLED),
-        )
-        if used
-    ]
-    if cfg.INPUT.REFERENCES.NUM < 1:
-        raise ConfigError(
-            f"INPUT.REFERENCES.NUM is 0, but {users[0]} needs reference frames in training; set it "
-            f"to 2, or {' and '.join(users)} False"
-        )
-    if aggregates(cfg) and references.NUM < 1:
-        raise ConfigError(
-            f"TEST.REFERENCES.NUM is 0, but {users[0]} needs reference frames; set it to 14, or "
-            f"{' and '.join(users[:2])} False"
-        )
-
-
-def _check_temporal(cfg: CfgNode) -> None:
-    model = cfg.MODEL
-    if model.TEMPORAL_ROI_ALIGN.ENABLED:
-        _at_least(
-            "MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR",
-            model.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR,
-            1,
-        )
-        _at_least("MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS", model.TEMPORAL_ROI_ALIGN.NUM_HEADS, 0)
-    if model.SELSA.ENABLED:
-        _at_least("MODEL.SELSA.NUM_HEADS", model.SELSA.NUM_HEADS, 1)
-        if model.ROI_BOX_HEAD.FC_DIM % model.SELSA.NUM_HEADS:
-            raise ConfigError(
-                f"MODEL.ROI_BOX_HEAD.FC_DIM {model.ROI_BOX_HEAD.FC_DIM} is no multiple of "
-                f"MODEL.SELSA.NUM_HEADS {model.SELSA.NUM_HEADS}; change one of them"
-            )
 
 
 def backbone_features(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -173,11 +147,6 @@ def _check_contrastive(cfg: CfgNode) -> None:
     branch = cfg.MODEL.CONTRASTIVE
     if not branch.ENABLED:
         return
-    if branch.TEMPERATURE <= 0:
-        raise ConfigError(
-            f"MODEL.CONTRASTIVE.TEMPERATURE is {branch.TEMPERATURE}; it must be positive "
-            "(the paper has 0.1)"
-        )
     _at_least("MODEL.CONTRASTIVE.WEIGHT.START", branch.WEIGHT.START, 0)
     if branch.WEIGHT.SCHEDULE != "constant":
         _at_least("MODEL.CONTRASTIVE.WEIGHT.STEPS", branch.WEIGHT.STEPS, 1)
@@ -202,8 +171,7 @@ def _check_solver(cfg: CfgNode) -> None:
 _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_names,
     _check_choices,
-    _check_references,
-    _check_temporal,
+    _check_plugs,
     _check_features,
     _check_contrastive,
     _check_solver,

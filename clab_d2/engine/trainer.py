@@ -89,7 +89,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, model: nn.Module) -> Any:
         """The endless stream of this process's batches for ``model``."""
-        return build_vid_train_loader(cfg)
+        return build_vid_train_loader(
+            cfg,
+            needs_references=model.needs_references,
+            needs_reference_truth=model.needs_reference_truth,
+        )
 
     @classmethod
     def check_test_data(cls, cfg: CfgNode) -> None:
@@ -99,7 +103,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, model: nn.Module) -> Any:
         """This process's share of a dataset's frames, for ``model``."""
-        return build_vid_test_loader(cfg, dataset_name)
+        return build_vid_test_loader(cfg, dataset_name, needs_references=model.needs_references)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

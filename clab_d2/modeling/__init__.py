@@ -1,30 +1,61 @@
-"""Models: importing the package registers them with Detectron2's registries."""
+"""Models: importing the package registers them with Detectron2's registries, and their parts with
+ours."""
 
-from clab_d2.modeling.aggregation.selsa import SELSABlock, SELSABoxHead
+from clab_d2.modeling.aggregation.base import (
+    BOX_AGGREGATION_REGISTRY,
+    MAP_AGGREGATION_REGISTRY,
+    ROI_AGGREGATION_REGISTRY,
+    BoxAggregation,
+    FrameMaps,
+    MapAggregation,
+    RoIAggregation,
+)
+from clab_d2.modeling.aggregation.selsa import SELSA
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.backbones.resnet_dc5 import (
     SingleScaleBackbone,
     build_resnet_dc5_backbone,
     fix_batch_norm_statistics,
 )
-from clab_d2.modeling.contrastive.branch import ContrastiveBranch, contrastive_weight
+from clab_d2.modeling.contrastive.base import (
+    CONTRASTIVE_LOSS_REGISTRY,
+    ContrastiveFrame,
+    ContrastiveLoss,
+)
+from clab_d2.modeling.contrastive.branch import ContrastiveBranch
+from clab_d2.modeling.contrastive.clip_contrast import ClipContrast
+from clab_d2.modeling.contrastive.schedule import contrastive_weight
 from clab_d2.modeling.optimize import prepare_for_inference
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
-from clab_d2.modeling.rpn import TemporalRPN
+from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
+from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
+from clab_d2.modeling.rpn import MMDetectionRPN
+from clab_d2.modeling.temporal_detector import TemporalDetector
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
-from clab_d2.modeling.temporal_roi_heads import TemporalROIHeads
 
 __all__ = [
+    "BOX_AGGREGATION_REGISTRY",
+    "CONTRASTIVE_LOSS_REGISTRY",
+    "MAP_AGGREGATION_REGISTRY",
+    "ROI_AGGREGATION_REGISTRY",
+    "SELSA",
+    "BoxAggregation",
+    "ClipContrast",
     "ContrastiveBranch",
+    "ContrastiveFrame",
+    "ContrastiveLoss",
     "FrameFeatures",
+    "FrameMaps",
+    "MMDetectionRPN",
+    "MapAggregation",
     "ReferenceMemory",
     "References",
-    "SELSABlock",
-    "SELSABoxHead",
+    "RoIAggregation",
     "SingleScaleBackbone",
+    "TemporalBoxHead",
+    "TemporalDetector",
     "TemporalRCNN",
     "TemporalROIHeads",
-    "TemporalRPN",
     "TemporalRoIAlign",
     "build_resnet_dc5_backbone",
     "contrastive_weight",

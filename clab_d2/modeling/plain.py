@@ -11,14 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from torch import Tensor
 
 from clab_d2.layers.most_similar import NORM_EPS
 from clab_d2.layers.roi_pooling import FastROIPooler
+from clab_d2.modeling.aggregation.base import ROI_AGGREGATION_REGISTRY
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
-from clab_d2.modeling.rpn import TemporalRPN
+from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 
 
@@ -55,6 +59,7 @@ def plain_temporal_roi_align(
     return (weights * stacked.view(shape)).sum(dim=0).flatten(1, 2)
 
 
+@ROI_AGGREGATION_REGISTRY.register()
 class PlainTemporalRoIAlign(TemporalRoIAlign):
     """:class:`TemporalRoIAlign` by :func:`plain_temporal_roi_align`."""
 
@@ -82,35 +87,47 @@ class PlainROIPooler(FastROIPooler):
     forward = ROIPooler.forward
 
 
-class PlainTemporalRPN(TemporalRPN):
-    """Keeps the graph of reference frames' proposals, which nothing uses."""
+@ROI_HEADS_REGISTRY.register()
+class PlainTemporalROIHeads(TemporalROIHeads):
+    """:class:`TemporalROIHeads` with :class:`PlainROIPooler`."""
 
-    propose = inspect.unwrap(TemporalRPN.propose)
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        arguments = super().from_config(cfg, input_shape)
+        fast = arguments["pooler"]
+        arguments["pooler"] = PlainROIPooler(
+            fast.output_size, fast.scales, fast.sampling_ratio, fast.pooler_type
+        )
+        return arguments
 
 
+@META_ARCH_REGISTRY.register()
 class PlainTemporalRCNN(TemporalRCNN):
     """:class:`TemporalRCNN` without a memory: each clip comes with all its reference images."""
 
     def inference(
         self, clips: list[dict[str, Any]], postprocess: bool = True
     ) -> list[dict[str, Instances]]:
-        """See :meth:`TemporalRCNN.inference`."""
+        """See :meth:`TemporalDetector.inference`."""
         results = []
         for clip in clips:
             self.memory.clear()
             results += super().inference([clip], postprocess)
         return results
 
+    # Without no_grad: keeps the graph of reference frames' proposals, which nothing uses.
+    _propose = inspect.unwrap(TemporalRCNN._propose)
 
-def make_plain(model: TemporalRCNN) -> TemporalRCNN:
-    """Make a detector work the plain way, in place; its weights stay.
 
-    Args:
-        model: a detector as it is built from a config.
+def build_plain(cfg: CfgNode) -> TemporalRCNN:
+    """Build the detector of a config so that it works the plain way.
+
+    Its weights have the names of the detector's own, and are drawn in the same order.
     """
-    model.__class__ = PlainTemporalRCNN
-    model.roi_heads.pooler.__class__ = PlainROIPooler
-    model.proposal_generator.__class__ = PlainTemporalRPN
-    if model.roi_heads.temporal_roi_align is not None:
-        model.roi_heads.temporal_roi_align.__class__ = PlainTemporalRoIAlign
-    return model
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = "PlainTemporalRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "PlainTemporalROIHeads"
+    if cfg.MODEL.AGGREGATION.ROI_FEATURES == "TemporalRoIAlign":
+        cfg.MODEL.AGGREGATION.ROI_FEATURES = "PlainTemporalRoIAlign"
+    return build_model(cfg)

@@ -1,8 +1,8 @@
 """What is kept of a video's frames at test: the one place of state.
 
-Everything on the reference side (feature map, proposals, keys and values of every SELSA block)
-depends on its own frame alone, so it is computed once a frame and kept here while the frame may
-still be asked for. The memory's size is bounded by the number of references, never by the length
+Everything on the reference side (feature maps, proposals, what an aggregation encodes of them)
+depends on its own frame alone, so it is computed once a frame and kept here while a later key frame
+needs it. The memory's size is bounded by the reach of the reference sampling, never by the length
 of the video.
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
 from clab_d2.errors import DataError
-from clab_d2.modeling.aggregation.selsa import KeyValue
 
 
 @dataclass
@@ -27,13 +27,18 @@ class FrameFeatures:
     Attributes:
         features: feature maps by name, (1, C, h, w); channels-last, where the model made them at
             test, as the aggregation takes them position by position.
-        proposals: RPN proposals, best first.
-        encoded: keys and values of the proposals for each SELSA block; empty without SELSA.
+        image_size: (height, width) of the image that went through the backbone, without padding.
+        map_encoding: what the aggregation on maps encodes of the frame; empty without one.
+        proposals: of the first stage, best first; None where they are not made yet.
+        encoded: what the detector's head keeps of the frame as a reference: nested lists of
+            tensors, in its own layout.
     """
 
     features: dict[str, Tensor]
-    proposals: Instances
-    encoded: list[KeyValue] = field(default_factory=list)
+    image_size: tuple[int, int]
+    map_encoding: Sequence[Tensor] = ()
+    proposals: Instances | None = None
+    encoded: Any = field(default_factory=list)
 
 
 class RunningCat:
@@ -90,6 +95,19 @@ class References:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def counts_of_proposals(self, like: Tensor) -> Tensor | None:
+        """How often each proposal of all frames counts, (M,); None where all count alike.
+
+        Args:
+            like: tensor whose device and dtype the result takes.
+        """
+        if len(set(self.counts)) <= 1:
+            return None
+        return torch.repeat_interleave(
+            torch.tensor(self.counts, device=like.device, dtype=like.dtype),
+            torch.tensor([len(frame.proposals) for frame in self.frames], device=like.device),
+        )
+
 
 class ReferenceMemory:
     """Features of one video's frames, by frame number."""
@@ -103,15 +121,22 @@ class ReferenceMemory:
     def __contains__(self, frame_id: int) -> bool:
         return frame_id in self._frames
 
-    def begin(self, video: tuple[object, ...], frame_id: int) -> None:
-        """Forget everything if ``frame_id`` of ``video`` starts a video or continues another."""
-        if video != self._video or frame_id == 0:
+    def begin(self, video: tuple[object, ...], key_frames: Sequence[int]) -> None:
+        """Forget everything unless these key frames of a video go on with what is kept.
+
+        Args:
+            video: tells the video from others.
+            key_frames: numbers of the key frames that come now; those of a video ascend.
+        """
+        if video != self._video or key_frames[0] <= self._last_key:
             self.clear()
             self._video = video
+        self._last_key = key_frames[-1]
 
     def clear(self) -> None:
         """Forget everything."""
         self._video: tuple[object, ...] | None = None
+        self._last_key = -1
         self._frames: dict[int, FrameFeatures | None] = {}
         self._order: list[int] = []
         self._cat = RunningCat()
@@ -125,7 +150,7 @@ class ReferenceMemory:
         if frame_id not in self._frames:
             raise DataError(
                 f"frame {frame_id} of video {self._video} is a reference but was never given to "
-                "the model; feed a video's frames in order, from frame 0"
+                "the model; feed a video's key frames in order, from its first"
             )
         return self._frames[frame_id]
 

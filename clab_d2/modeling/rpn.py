@@ -1,4 +1,4 @@
-"""RPN that labels anchors as the release does and also proposes for reference frames."""
+"""RPN that labels anchors as MMDetection, and so the release, does."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def match_anchors(
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class TemporalRPN(RPN):
-    """Detectron2's RPN with MMDetection's anchor labelling, and proposals for reference frames."""
+class MMDetectionRPN(RPN):
+    """Detectron2's RPN with MMDetection's anchor labelling."""
 
     @configurable
     def __init__(self, *, min_low_quality_iou: float = 0.0, **kwargs: object) -> None:
@@ -100,29 +100,10 @@ class TemporalRPN(RPN):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """As :meth:`RPN.forward`, in single precision under autocast, too: among thousands of
         anchors, scores of three digits would tie, and with them the choice of proposals."""
-        device = images.tensor.device.type
+        device = next(iter(features.values())).device.type
         precise = {
             name: feature.to(torch.promote_types(feature.dtype, torch.float32))
             for name, feature in features.items()
         }
         with torch.autocast(device, enabled=False):
             return super().forward(images, precise, gt_instances)
-
-    @torch.no_grad()
-    def propose(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
-        """Proposals by the settings of test time, for reference frames (in training too).
-
-        Proposals carry no gradient and reference frames have no RPN loss, so no graph is kept.
-
-        Args:
-            images: N images (only their sizes are used).
-            features: feature maps by name, (N, C, h, w).
-        """
-        was_training = self.training
-        # The flag of this module alone: it chooses the numbers of proposals and leaves out losses.
-        self.training = False
-        try:
-            proposals, _ = self(images, features)
-        finally:
-            self.training = was_training
-        return proposals

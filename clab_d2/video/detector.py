@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -19,9 +18,14 @@ from detectron2.structures import Instances
 from torch import nn
 
 from clab_d2.data.catalog import register_datasets_from_config
-from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
 from clab_d2.data.frames import ClipAugmentation
 from clab_d2.data.prefetcher import Prefetcher
+from clab_d2.data.reference_sampling import (
+    CausalReferences,
+    ReferenceSampling,
+    build_reference_sampling,
+)
+from clab_d2.data.reference_schedule import ReferenceSchedule, StreamSchedule
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video.sources import VideoSource, open_video
 
@@ -55,7 +59,9 @@ class VideoDetector:
         self.model = _load_model(self.cfg) if model is None else model
         self.model.eval()
         self.unreadable_frames: list[int] = []
-        self._sampling = ReferenceSampling.from_config(self.cfg, is_train=False)
+        self._sampling: ReferenceSampling | None = None
+        if self.model.needs_references:
+            self._sampling = build_reference_sampling(self.cfg, is_train=False)
         self._transform = ClipAugmentation.from_config(self.cfg, is_train=False).sample()
         self._pins_memory = any(parameter.is_cuda for parameter in self.model.parameters())
         self._run = 0
@@ -99,12 +105,17 @@ class VideoDetector:
         run = self._run = next(_video_ids)
         self.unreadable_frames = []
         sampling = self._sampling
-        if sampling.method != "none" and (online or source.num_frames is None):
-            sampling = dataclasses.replace(sampling, method="causal")
-        # Causal references lie behind, adaptive ones anywhere: these are read by their number.
-        reach = sampling.num // 2 + 1 if sampling.method == "fixed" else 0
-        frames = _LookAheadReader(source, reach * sampling.stride, self.unreadable_frames)
-        clips = self._clips(sampling, frames, run)
+        if online or source.num_frames is None:
+            sampling = self._causal(sampling)
+        schedule: ReferenceSchedule | StreamSchedule
+        if source.num_frames is None:
+            schedule = StreamSchedule(sampling)
+        else:
+            schedule = ReferenceSchedule(sampling, source.num_frames)
+        # References that may lie anywhere are read by their number.
+        ahead = sampling.reach[1] if sampling is not None and sampling.reach is not None else 0
+        frames = _LookAheadReader(source, ahead, self.unreadable_frames)
+        clips = self._clips(schedule, frames, run)
         if source.num_frames is None:
             # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
             batch_size = 1
@@ -130,11 +141,16 @@ class VideoDetector:
                 frames.ended_at,
             )
 
+    def _causal(self, sampling: ReferenceSampling | None) -> ReferenceSampling | None:
+        """The sampling if it uses the past only, else the last frames in its place."""
+        if sampling is None or (sampling.reach is not None and sampling.reach[1] == 0):
+            return sampling
+        return CausalReferences(self.cfg, self.cfg.TEST.REFERENCES)
+
     def _clips(
-        self, sampling: ReferenceSampling, frames: _LookAheadReader, video_id: int
+        self, schedule: ReferenceSchedule | StreamSchedule, frames: _LookAheadReader, video_id: int
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Each frame as it is shown, and the clip that the model takes for it."""
-        images = ClipImages(sampling)
         last_good: np.ndarray | None = None
         for key in itertools.count():
             image = frames.get(key)
@@ -144,41 +160,21 @@ class VideoDetector:
                 source = frames.source
                 last_good = np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
             last_good = image if image is not None else last_good
-            clip = self._clip(sampling, frames, key, image)
-            clip["height"], clip["width"] = last_good.shape[:2]
-            clip["video_id"] = video_id
+            scheduled = schedule.at(key)
+            clip = {
+                "dataset_name": "video",
+                "video_id": video_id,
+                "frame_id": key,
+                "image_id": key,
+                "file_name": f"{frames.source.name}#{key}",
+                "height": last_good.shape[0],
+                "width": last_good.shape[1],
+                "images": {i: self._tensor(frames.get(i)) for i in scheduled.entering},
+                "reference_frame_ids": scheduled.references,
+                "kept_frame_ids": scheduled.kept,
+            }
             frames.forget_before(key + 1)
-            yield last_good, images.complete(clip)
-
-    def _clip(
-        self,
-        sampling: ReferenceSampling,
-        frames: _LookAheadReader,
-        key: int,
-        image: np.ndarray | None,
-    ) -> dict[str, Any]:
-        """What the model takes for one key frame, but for its size and video.
-
-        The images of ``given_before`` are left to :class:`ClipImages`, so that each frame is
-        resized once.
-        """
-        # A stream's length is unknown, but its references lie in the past.
-        num_frames = frames.source.num_frames or key + 1
-        window = sampling.frames(num_frames, key)
-        entering = sampling.frames_to_read(num_frames, key, window)
-        given_before = [i for i in (key, *entering) if sampling.given_before(num_frames, key, i)]
-        return {
-            "image": None if key in given_before else self._tensor(image),
-            "dataset_name": "video",
-            "frame_id": key,
-            "image_id": key,
-            "file_name": f"{frames.source.name}#{key}",
-            "reference_frame_ids": window,
-            "reference_images": {
-                i: self._tensor(frames.get(i)) for i in entering if i not in given_before
-            },
-            "given_before": given_before,
-        }
+            yield last_good, clip
 
     def _tensor(self, image: np.ndarray | None) -> torch.Tensor | None:
         """Resize a frame as the evaluation path does: uint8 (3, H', W')."""

@@ -22,17 +22,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from drawing import BRANCH, DETECTOR, FRAME, GREY, INK, LOSS, MEMORY, TEMPORAL, Box, arrow, note
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-
 from clab_d2.data.frame_sampling import (
     adaptive_references,
     causal_window,
     fixed_stride_window,
     training_references,
 )
+from drawing import BRANCH, DETECTOR, FRAME, GREY, INK, LOSS, MEMORY, TEMPORAL, Box, arrow, note
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+
 from clab_d2.modeling.contrastive.branch import contrastive_weight
 
 DOCS = Path(__file__).resolve().parent.parent

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clab_d2.data.frame_sampling import adaptive_references, training_references
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from clab_d2.converters.ilsvrc import convert
-from clab_d2.data.frame_sampling import adaptive_references, training_references
 from clab_d2.evaluation.vid_metric import SUBSETS, mean_over_classes, vid_average_precision
 from clab_d2.modeling.aggregation.selsa import SELSABlock, SELSABoxHead
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from clab_d2.data.frame_sampling import adaptive_references, causal_window, fixed_stride_window
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from hypothesis import given, settings
@@ -19,7 +20,6 @@ from made_datasets import MadeDataset, MakeDataset
 from clab_d2.data import VIDDatasetMapper, get_video_table
 from clab_d2.data import dataset_mapper as dataset_mapper_module
 from clab_d2.data.dataset_mapper import ClipImages, ReferenceSampling
-from clab_d2.data.frame_sampling import adaptive_references, causal_window, fixed_stride_window
 from clab_d2.errors import ConfigError, DataError
 
 MakeCfg = Callable[..., CfgNode]

@@ -98,10 +98,8 @@ def test_memory_gives_what_computing_all_frames_anew_gives(config):
     remembered = [model([clip])[0] for clip in clips]
     for clip, result in zip(clips, remembered, strict=True):
         model.memory.clear()
-        ids = set(clip["reference_frame_ids"]) - {clip["frame_id"]}
-        assert_same(
-            model([{**clip, "reference_images": {i: image(100 + i) for i in ids}}])[0], result
-        )
+        ids = {*clip["reference_frame_ids"], clip["frame_id"]}
+        assert_same(model([{**clip, "images": {i: image(100 + i) for i in ids}}])[0], result)
 
 
 def test_memory_does_not_grow_with_the_video(config):
@@ -117,9 +115,8 @@ def test_an_unreadable_key_frame_has_no_detections_and_no_part_in_others(config)
     model = build(config("clab_quick")).eval()
     clips = test_clips(1, 4)
     for clip in clips:
-        if 2 in clip["reference_images"]:
-            clip["reference_images"][2] = None
-    clips[2]["image"] = None
+        if 2 in clip["images"]:
+            clip["images"][2] = None
     results = [model([clip])[0]["instances"] for clip in clips]
     assert [len(result) > 0 for result in results] == [True, True, False, True]
 
@@ -128,7 +125,7 @@ def test_a_reference_that_was_never_given_is_named(config):
     model = build(config("clab_quick")).eval()
     clip = test_clips(1, 4)[3]
     with pytest.raises(DataError, match="frame 1 of video"):
-        model([{**clip, "reference_images": {}}])
+        model([{**clip, "images": {3: clip["images"][5]}}])
 
 
 def test_references_change_detections_only_where_the_model_aggregates(config):
@@ -136,7 +133,7 @@ def test_references_change_detections_only_where_the_model_aggregates(config):
         model = build(config(name)).eval()
         clips = test_clips(1, 2, window=1)
         scores = model([clips[0]])[0]["instances"].scores
-        other = {**clips[0], "reference_images": {1: image(999)}}
+        other = {**clips[0], "images": {**clips[0]["images"], 1: image(999)}}
         changed = model([other])[0]["instances"].scores
         equal = len(scores) == len(changed) and torch.allclose(scores, changed, atol=1e-7)
         assert equal != aggregates

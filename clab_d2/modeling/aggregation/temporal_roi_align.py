@@ -9,11 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from clab_d2.errors import ConfigError
 from clab_d2.layers.frame_attention import (
     FrameEmbedding,
     FrameRows,
@@ -23,9 +26,11 @@ from clab_d2.layers.frame_attention import (
 from clab_d2.layers.most_similar import MostSimilar, cosines_at, find_most_similar
 from clab_d2.layers.roi_pooling import bin_interpolation
 from clab_d2.layers.rows import map_rows, weighted_rows
+from clab_d2.modeling.aggregation.base import ROI_AGGREGATION_REGISTRY, RoIAggregation
 
 
-class TemporalRoIAlign(nn.Module):
+@ROI_AGGREGATION_REGISTRY.register()
+class TemporalRoIAlign(RoIAggregation):
     """Aggregates RoI features over the key frame and its reference frames.
 
     1. In every reference map, each RoI bin's K most similar positions (by cosine) are found; a
@@ -34,6 +39,7 @@ class TemporalRoIAlign(nn.Module):
        conv on the RoI features), per bin and head, and summed. Without heads: the plain mean.
     """
 
+    @configurable
     def __init__(self, channels: int, num_most_similar: int = 2, num_heads: int = 4) -> None:
         """
         Args:
@@ -49,6 +55,20 @@ class TemporalRoIAlign(nn.Module):
         self.num_most_similar = num_most_similar
         self.num_heads = num_heads
         self.embed = nn.Conv2d(channels, channels, 3, padding=1) if num_heads else None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, channels: int) -> dict[str, Any]:
+        head = cfg.MODEL.ROI_BOX_HEAD
+        if head.POOLER_SAMPLING_RATIO <= 0 or head.POOLER_TYPE != "ROIAlignV2":
+            raise ConfigError(
+                "Temporal RoI Align needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 and a "
+                "positive POOLER_SAMPLING_RATIO (the release uses 2)"
+            )
+        return {
+            "channels": channels,
+            "num_most_similar": cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR,
+            "num_heads": cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS,
+        }
 
     def forward(
         self,

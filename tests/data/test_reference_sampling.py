@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from clab_d2.data.frame_sampling import (
     adaptive_references,
     causal_window,
@@ -18,6 +15,8 @@ from clab_d2.data.frame_sampling import (
     fixed_stride_window,
     training_references,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 _TESTS = Path(__file__).resolve().parents[1]
 _GOLDEN = _TESTS / "golden"

@@ -1,0 +1,195 @@
+"""What a method of aggregation is: one small protocol for each of the three places.
+
+A detector can aggregate over frames on its feature maps, on its RoI features, and on its box
+features after each fully connected layer. A method is a module registered for one of these places;
+the config key of the place names it, and an empty name leaves the place out. docs/extend.md shows
+each with a complete example.
+
+What a method needs of a reference frame alone, it makes in an ``encode...`` method: in training
+once a step, at test once a video, since the reference memory keeps it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from clab_d2.registry import Registry
+
+MAP_AGGREGATION_REGISTRY = Registry("MAP_AGGREGATION", "MODEL.AGGREGATION.MAPS")
+MAP_AGGREGATION_REGISTRY.__doc__ = """
+Methods on feature maps; an entry is called as ``entry(cfg, shapes)`` with the backbone's output
+shapes by name, and gives a :class:`MapAggregation`.
+"""
+
+ROI_AGGREGATION_REGISTRY = Registry("ROI_AGGREGATION", "MODEL.AGGREGATION.ROI_FEATURES")
+ROI_AGGREGATION_REGISTRY.__doc__ = """
+Methods on RoI features; an entry is called as ``entry(cfg, channels)`` and gives a
+:class:`RoIAggregation`.
+"""
+
+BOX_AGGREGATION_REGISTRY = Registry("BOX_AGGREGATION", "MODEL.AGGREGATION.BOX_FEATURES")
+BOX_AGGREGATION_REGISTRY.__doc__ = """
+Methods on the features after an FC layer, one for each layer; an entry is called as
+``entry(cfg, dim)`` and gives a :class:`BoxAggregation`.
+"""
+
+
+@dataclass
+class FrameMaps:
+    """A frame as a :class:`MapAggregation` sees it.
+
+    Attributes:
+        maps: feature maps by name, (1, C, h, w).
+        encoded: what :meth:`MapAggregation.encode` gave for the frame, (1, ...) each.
+        image_size: (height, width) of the image in pixels, without padding.
+    """
+
+    maps: dict[str, Tensor]
+    image_size: tuple[int, int]
+    encoded: Sequence[Tensor] = field(default_factory=tuple)
+
+
+class MapAggregation(nn.Module, ABC):
+    """Gives the key frame maps that take in the reference frames'.
+
+    Attributes:
+        needs_references: whether it uses reference frames.
+    """
+
+    needs_references: bool = True
+
+    def encode(self, images: Tensor, maps: dict[str, Tensor]) -> Sequence[Tensor]:
+        """What is kept of frames beside their maps; by default nothing.
+
+        Args:
+            images: (N, 3, H, W), normalised and zero-padded, as the backbone takes them.
+            maps: feature maps by name, (N, C, h, w).
+
+        Returns:
+            Tensors whose first dimension is N.
+        """
+        return ()
+
+    @abstractmethod
+    def forward(
+        self, key: FrameMaps, references: Sequence[FrameMaps], counts: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            key: the key frame.
+            references: the distinct reference frames, at least one; their maps may differ in size
+                from the key frame's. The key frame may be among them.
+            counts: how often each of them counts.
+
+        Returns:
+            The key frame's maps, of the names and shapes that ``key.maps`` has.
+        """
+
+
+class RoIAggregation(nn.Module, ABC):
+    """Gives the key frame's RoIs features that take in the reference frames' maps.
+
+    Attributes:
+        needs_references: whether it uses reference frames.
+    """
+
+    needs_references: bool = True
+
+    @abstractmethod
+    def forward(
+        self,
+        roi_features: Tensor,
+        boxes: Tensor,
+        feature: Tensor,
+        references: Sequence[Tensor],
+        counts: Sequence[int],
+        *,
+        scale: float,
+        sampling_ratio: int,
+        cat: Callable[[Sequence[Tensor]], Tensor],
+    ) -> Tensor:
+        """
+        Args:
+            roi_features: (R, C, S, S), plain RoIAlign of ``feature`` at ``boxes``.
+            boxes: (R, 4) xyxy in the key frame's image coordinates.
+            feature: (C, h, w), the key frame's map.
+            references: maps of the distinct reference frames at the same level, (C, h_t, w_t).
+            counts: how often each of them counts.
+            scale: feature pixels per image pixel.
+            sampling_ratio: RoIAlign's.
+            cat: joins the references' maps, each as (h_t * w_t, C), and remembers at test what of
+                it has not changed since the key frame before.
+
+        Returns:
+            (R, C, S, S).
+        """
+
+
+class BoxAggregation(nn.Module, ABC):
+    """Gives the key frame's RoIs features that take in the reference frames' RoIs, after an FC.
+
+    Attributes:
+        needs_references: whether it uses reference frames.
+    """
+
+    needs_references: bool = True
+
+    @abstractmethod
+    def encode_references(self, features: Tensor) -> Sequence[Tensor]:
+        """What reference RoIs contribute.
+
+        Args:
+            features: (M, C) of reference RoIs after this layer's FC, before its ReLU.
+
+        Returns:
+            Tensors (..., M, D): the RoIs along the last dimension but one.
+        """
+
+    @abstractmethod
+    def forward(
+        self, features: Tensor, references: Sequence[Tensor], counts: Tensor | None
+    ) -> Tensor:
+        """
+        Args:
+            features: (R, C) of the key frame's RoIs after this layer's FC, before its ReLU.
+            references: as :meth:`encode_references` gave them, for the M RoIs of all reference
+                frames together.
+            counts: (M,) how often each reference RoI counts; None where all count alike.
+
+        Returns:
+            (R, C), which takes the place of ``features``.
+        """
+
+
+def build_map_aggregation(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> MapAggregation | None:
+    """Build what ``MODEL.AGGREGATION.MAPS`` names; None for ""."""
+    name = cfg.MODEL.AGGREGATION.MAPS
+    return MAP_AGGREGATION_REGISTRY.get(name)(cfg, shapes) if name else None
+
+
+def build_roi_aggregation(cfg: CfgNode, channels: int) -> RoIAggregation | None:
+    """Build what ``MODEL.AGGREGATION.ROI_FEATURES`` names; None for "".
+
+    Args:
+        cfg: the config.
+        channels: channels C of the feature maps.
+    """
+    name = cfg.MODEL.AGGREGATION.ROI_FEATURES
+    return ROI_AGGREGATION_REGISTRY.get(name)(cfg, channels) if name else None
+
+
+def build_box_aggregation(cfg: CfgNode, dim: int) -> BoxAggregation | None:
+    """Build what ``MODEL.AGGREGATION.BOX_FEATURES`` names; None for "".
+
+    Args:
+        cfg: the config.
+        dim: channels C after the FC layer.
+    """
+    name = cfg.MODEL.AGGREGATION.BOX_FEATURES
+    return BOX_AGGREGATION_REGISTRY.get(name)(cfg, dim) if name else None

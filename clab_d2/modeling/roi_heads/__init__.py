@@ -1,0 +1,1 @@
+"""Second stages: what a two-stage detector makes of its proposals."""

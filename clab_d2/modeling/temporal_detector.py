@@ -1,0 +1,433 @@
+"""What all temporal detectors share: the frames of a batch, reference memory, training branch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, build_backbone, detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from clab_d2.errors import ConfigError
+from clab_d2.modeling.aggregation.base import FrameMaps, MapAggregation, build_map_aggregation
+from clab_d2.modeling.backbones.resnet_dc5 import (
+    checkpoint_activations,
+    fix_batch_norm_statistics,
+)
+from clab_d2.modeling.clip_batch import Clip, ClipBatch
+from clab_d2.modeling.contrastive.base import ContrastiveFrame
+from clab_d2.modeling.contrastive.branch import ContrastiveBranch
+from clab_d2.modeling.optimize import autocast_to
+from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
+
+
+class TemporalDetector(nn.Module, ABC):
+    """A detector in videos: frames go through it once each, key frames aggregate over references.
+
+    A clip, the unit of input, is a dict:
+
+    * ``dataset_name``, ``video_id``, ``frame_id``: where the key frame belongs;
+    * ``images``: frame number -> (3, H, W), in INPUT.FORMAT's channel order, 0..255. In training
+      those of the key frame and of all references; at test those that the model has not been given
+      for this video yet (None: unreadable);
+    * ``reference_frame_ids``: frames to aggregate over, repeats included;
+    * in training ``instances``: frame number -> ground truth, of the key frame and, where known, of
+      references;
+    * at test ``height``, ``width``: size that detections are scaled to, and ``kept_frame_ids``: of
+      the frames given so far, those that a later key frame uses.
+
+    At test the clips of a video come in order, and a batch holds frames of one video only.
+
+    A subclass says what detection is made of, in four methods: :meth:`reference_parts`,
+    :meth:`detection_losses`, :meth:`detect` and :attr:`head_needs_references`.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: Sequence[str],
+        map_aggregation: MapAggregation | None,
+        contrastive_branch: ContrastiveBranch | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        frames_per_batch: int = 1,
+        precision: str = "fp32",
+    ) -> None:
+        """
+        Args:
+            backbone: image -> feature maps.
+            in_features: names of the maps that detection takes.
+            map_aggregation: on feature maps; None for the key frame's own.
+            contrastive_branch: the training branch; None trains without it.
+            pixel_mean, pixel_std: normalisation, one number a channel.
+            frames_per_batch: at test, frames that go through the backbone together.
+            precision: at test, "fp32", or "bf16" or "fp16" for autocast.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.in_features = list(in_features)
+        self.map_aggregation = map_aggregation
+        self.contrastive_branch = contrastive_branch
+        self.frames_per_batch = frames_per_batch
+        self.precision = precision
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.memory = ReferenceMemory()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_features: Sequence[str]) -> dict[str, Any]:
+        """The arguments of all temporal detectors; a subclass adds its own."""
+        backbone = build_backbone(cfg)
+        if cfg.MODEL.BACKBONE.FIX_BN_STATISTICS:
+            fix_batch_norm_statistics(backbone)
+        if cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS:
+            checkpoint_activations(backbone)
+        branch = None
+        if cfg.MODEL.CONTRASTIVE.ENABLED:
+            branch = ContrastiveBranch(cfg, _tappable_shapes(backbone))
+        shapes = backbone.output_shape()
+        missing = [name for name in in_features if name not in shapes]
+        if missing:
+            raise ConfigError(
+                f"{missing[0]!r} of IN_FEATURES is no map of {cfg.MODEL.BACKBONE.NAME}; "
+                f"choose among {', '.join(shapes)}"
+            )
+        return {
+            "backbone": backbone,
+            "in_features": in_features,
+            "map_aggregation": build_map_aggregation(cfg, {n: shapes[n] for n in in_features}),
+            "contrastive_branch": branch,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "frames_per_batch": cfg.TEST.KEY_FRAMES_PER_BATCH,
+            "precision": cfg.TEST.PRECISION,
+        }
+
+    # ---------------------------------------------------------------- what a subclass says
+
+    @property
+    @abstractmethod
+    def head_needs_references(self) -> bool:
+        """Whether what follows the maps uses reference frames."""
+
+    @abstractmethod
+    def reference_parts(self, frames: Sequence[FrameFeatures]) -> None:
+        """Put into frames what they contribute as references, beside their maps; in place.
+
+        Args:
+            frames: with their maps. At test also key frames that no key frame refers to.
+        """
+
+    @abstractmethod
+    def detection_losses(
+        self,
+        keys: Sequence[FrameFeatures],
+        references: Sequence[References],
+        targets: Sequence[Instances],
+    ) -> dict[str, Tensor]:
+        """Losses of N clips.
+
+        Args:
+            keys: their key frames, with aggregated maps.
+            references: what each aggregates over.
+            targets: ground truth of each.
+        """
+
+    @abstractmethod
+    def detect(self, key: FrameFeatures, references: References) -> Instances:
+        """Detections in one key frame, in pixels of the image that went through the backbone."""
+
+    # ---------------------------------------------------------------- what the rest may ask
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether detections in a key frame depend on reference frames."""
+        maps = self.map_aggregation
+        return self.head_needs_references or (maps is not None and maps.needs_references)
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether clips have to come with reference frames, in the mode that the model is in."""
+        branch = self.contrastive_branch if self.training else None
+        return self.aggregates or (branch is not None and branch.loss.needs_references)
+
+    @property
+    def needs_reference_truth(self) -> bool:
+        """Whether training makes use of the reference frames' ground truth."""
+        branch = self.contrastive_branch
+        return branch is not None and branch.loss.needs_reference_truth
+
+    def train(self, mode: bool = True) -> TemporalDetector:
+        self.memory.clear()  # features of old weights
+        return super().train(mode)
+
+    def forward(self, clips: list[Clip]) -> list[dict[str, Instances]] | dict[str, Tensor]:
+        """
+        Args:
+            clips: see the class.
+
+        Returns:
+            In training a dict of losses; at test ``{"instances": Instances}`` for each clip, with
+            ``pred_boxes``, ``scores`` and ``pred_classes``, at the clip's ``height`` x ``width``.
+        """
+        if self.training:
+            return self.losses(clips)
+        return self.inference(clips)
+
+    # ---------------------------------------------------------------- shared by both
+
+    def preprocess(self, images: Sequence[Tensor]) -> ImageList:
+        """Normalise, then zero-pad to the backbone's divisibility: the release's order."""
+        normalised = [
+            (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for image in images
+        ]
+        return ImageList.from_tensors(
+            normalised,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _same_size_groups(self, images: Sequence[Tensor]) -> Iterator[list[int]]:
+        """Indices of images that pad to the same size.
+
+        Images go through the network with others of their own padded size only, so that a clip's
+        result does not depend on what else is in the batch, and nothing is spent on padding.
+        """
+        divisibility = max(self.backbone.size_divisibility, 1)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            height, width = (-(-side // divisibility) for side in image.shape[-2:])
+            groups.setdefault((height, width), []).append(index)
+        yield from groups.values()
+
+    def _aggregate_maps(self, key: FrameFeatures, references: References) -> FrameFeatures:
+        """The key frame with maps that take in its references'; itself without such a method."""
+        if self.map_aggregation is None or not references.frames:
+            return key
+        features = self.map_aggregation(
+            _frame_maps(key), [_frame_maps(frame) for frame in references.frames], references.counts
+        )
+        return FrameFeatures(features, key.image_size)
+
+    # ---------------------------------------------------------------- training
+
+    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Losses of N clips; see :meth:`forward`."""
+        batch = ClipBatch(clips)
+        weight = self._contrastive_weight()
+        frames, tapped = self._training_frames(batch.images, tap=weight > 0)
+        if self.aggregates:
+            indices = batch.reference_indices()
+            self.reference_parts([frames[index] for index in indices])
+            by_index = {index: frames[index] for index in indices}
+            references = [batch.references_of(number, by_index) for number in range(len(clips))]
+        else:
+            references = [References([], []) for _ in clips]
+        keys = [
+            self._aggregate_maps(frames[index], reference)
+            for index, reference in zip(batch.keys, references, strict=True)
+        ]
+        targets = [clip["instances"][clip["frame_id"]].to(self.device) for clip in clips]
+        losses = self.detection_losses(keys, references, targets)
+        if self.contrastive_branch is not None:
+            losses["loss_contrastive"] = self._contrastive_loss(batch, tapped, weight)
+        return losses
+
+    def _training_frames(
+        self, images: Sequence[Tensor], tap: bool
+    ) -> tuple[list[FrameFeatures], list[Tensor]]:
+        """Maps of all frames of a step, and the map of each that the contrastive branch takes.
+
+        Args:
+            images: (3, H, W) each.
+            tap: whether the branch takes part.
+        """
+        frames: dict[int, FrameFeatures] = {}
+        tapped: dict[int, Tensor] = {}
+        for group in self._same_size_groups(images):
+            batch = self.preprocess([images[index] for index in group])
+            with self._tap(tap) as tap_from:
+                maps = self.backbone(batch.tensor)
+            frames.update(zip(group, self._split(batch, maps), strict=True))
+            if tap:
+                source = tap_from(maps)
+                tapped.update((index, source[i : i + 1]) for i, index in enumerate(group))
+        return [frames[i] for i in range(len(images))], [tapped[i] for i in sorted(tapped)]
+
+    def _split(self, batch: ImageList, maps: dict[str, Tensor]) -> list[FrameFeatures]:
+        """A batch's maps, taken apart by frame, with what the aggregation on maps encodes."""
+        encoding: Sequence[Tensor] = ()
+        if self.map_aggregation is not None:
+            encoding = self.map_aggregation.encode(batch.tensor, maps)
+        return [
+            FrameFeatures(
+                {name: maps[name][index : index + 1] for name in self.in_features},
+                tuple(size),
+                [tensor[index : index + 1] for tensor in encoding],
+            )
+            for index, size in enumerate(batch.image_sizes)
+        ]
+
+    def _contrastive_weight(self) -> float:
+        """The branch's weight at this iteration, which Detectron2's event storage knows and a
+        resumed training restores."""
+        if self.contrastive_branch is None:
+            return 0.0
+        storage = get_event_storage()
+        weight = self.contrastive_branch.weight_at(storage.iter)
+        storage.put_scalar("contrastive/weight", weight, smoothing_hint=False)
+        return weight
+
+    def _contrastive_loss(
+        self, batch: ClipBatch, tapped: Sequence[Tensor], weight: float
+    ) -> Tensor:
+        assert self.contrastive_branch is not None
+        if weight == 0:
+            return self.contrastive_branch.zero_loss()
+        made: dict[int, ContrastiveFrame] = {}
+        ordered = []
+        for number, frame_id in batch.in_order():
+            index = batch.index_of(number, frame_id)
+            if index not in made:
+                truth, clip = batch.truth(number, frame_id), batch.clips[number]
+                made[index] = ContrastiveFrame(
+                    feature=tapped[index],
+                    image_size=tuple(batch.images[index].shape[-2:]),
+                    clip=number,
+                    video=(clip.get("dataset_name"), clip.get("video_id")),
+                    instances=None if truth is None else truth.to(self.device),
+                )
+            ordered.append(made[index])
+        loss = self.contrastive_branch(ordered)
+        get_event_storage().put_scalar("contrastive/loss", loss.item())
+        return loss * weight
+
+    @contextmanager
+    def _tap(self, active: bool) -> Iterator[Any]:
+        """Gives a function from the backbone's maps to the one that the branch taps.
+
+        The branch may want a map of the bottom-up network that the backbone (a feature pyramid,
+        say) does not return.
+        """
+        branch = self.contrastive_branch
+        if not active or branch is None or branch.in_feature in self.backbone.output_shape():
+            yield lambda maps: maps[branch.in_feature] if branch is not None else None
+            return
+        collected: list[dict[str, Tensor]] = []
+        handle = self.backbone.bottom_up.register_forward_hook(
+            lambda module, arguments, output: collected.append(output)
+        )
+        try:
+            yield lambda maps: collected[-1][branch.in_feature]
+        finally:
+            handle.remove()
+
+    # ---------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def inference(self, clips: list[Clip], postprocess: bool = True) -> list[dict[str, Instances]]:
+        """Detections in the key frames of clips whose videos come frame by frame, in order.
+
+        Args:
+            clips: see the class.
+            postprocess: scale boxes to the clip's ``height`` x ``width``; else to the image given.
+        """
+        results = []
+        for video, batch in groupby(
+            clips, key=lambda clip: (clip.get("dataset_name"), clip.get("video_id"))
+        ):
+            with autocast_to(self.precision, self.device):
+                results += self._detect_in_video(video, list(batch), postprocess)
+        return results
+
+    def _detect_in_video(
+        self, video: tuple[object, ...], clips: list[Clip], postprocess: bool
+    ) -> list[dict[str, Instances]]:
+        self.memory.begin(video, [clip["frame_id"] for clip in clips])
+        self._remember({f: image for clip in clips for f, image in clip["images"].items()})
+        results = []
+        for clip in clips:
+            frame = self.memory.get(clip["frame_id"])
+            if frame is None:
+                instances = _no_detections((clip["height"], clip["width"]), self.device)
+            else:
+                references = self.memory.references(clip["reference_frame_ids"])
+                instances = self.detect(self._aggregate_maps(frame, references), references)
+                if postprocess:
+                    instances = detector_postprocess(instances, clip["height"], clip["width"])
+            results.append({"instances": instances})
+        self.memory.keep_only(clips[-1]["kept_frame_ids"])
+        return results
+
+    def _remember(self, images: Mapping[int, Tensor | None]) -> None:
+        """Compute the features of frames and keep them.
+
+        Args:
+            images: by frame number, (3, H, W); None for an unreadable one.
+        """
+        for frame_id in [frame_id for frame_id, image in images.items() if image is None]:
+            self.memory.put(frame_id, None)
+        frame_ids = [frame_id for frame_id, image in images.items() if image is not None]
+        for group in self._same_size_groups([images[frame_id] for frame_id in frame_ids]):
+            for start in range(0, len(group), self.frames_per_batch):
+                chosen = [frame_ids[i] for i in group[start : start + self.frames_per_batch]]
+                frames = self.extract([images[frame_id] for frame_id in chosen])
+                for frame_id, frame in zip(chosen, frames, strict=True):
+                    self.memory.put(frame_id, frame)
+
+    def extract(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
+        """Everything that depends on each frame alone, for frames of one padded size.
+
+        Args:
+            images: (3, H, W) each.
+        """
+        batch = self.preprocess(images)
+        frames = self._split(batch, self.backbone(batch.tensor))
+        self.reference_parts(frames)
+        for frame in frames:
+            frame.features = {
+                # A copy of its own, too: a slice would keep the whole batch's maps.
+                name: frame.features[name].clone(memory_format=torch.channels_last)
+                for name in self.kept_features
+            }
+            frame.map_encoding = [tensor.clone() for tensor in frame.map_encoding]
+        return frames
+
+    @property
+    def kept_features(self) -> Sequence[str]:
+        """Names of the maps that are needed after :meth:`reference_parts`."""
+        return self.in_features
+
+
+def _frame_maps(frame: FrameFeatures) -> FrameMaps:
+    return FrameMaps(frame.features, frame.image_size, frame.map_encoding)
+
+
+def _tappable_shapes(backbone: Backbone) -> dict[str, ShapeSpec]:
+    """Shapes of the maps that a backbone returns, and of those of the network below its neck."""
+    bottom_up = getattr(backbone, "bottom_up", None)
+    below = bottom_up.output_shape() if bottom_up is not None else {}
+    return {**below, **backbone.output_shape()}
+
+
+def _no_detections(size: tuple[int, int], device: torch.device) -> Instances:
+    return Instances(
+        size,
+        pred_boxes=Boxes(torch.zeros(0, 4, device=device)),
+        scores=torch.zeros(0, device=device),
+        pred_classes=torch.zeros(0, dtype=torch.long, device=device),
+    )
