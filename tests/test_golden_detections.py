@@ -25,7 +25,7 @@ RUNS = {
         "TEST.REFERENCES.NUM", "6",
         "TEST.REFERENCES.STRIDE", "1",
     ],
-    "detections_selsa_only.npz": ["MODEL.TEMPORAL_ROI_ALIGN.ENABLED", "False"],
+    "detections_selsa_only.npz": ["MODEL.AGGREGATION.ROI_FEATURES", ""],
 }  # fmt: skip
 
 

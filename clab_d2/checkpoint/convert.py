@@ -27,7 +27,7 @@ from clab_d2.errors import DataError
 from clab_d2.io import atomic_write
 
 # A detector's parts that a config may leave out (with other results, as it asks for) or add.
-_SWITCHABLE = ("contrastive_branch.", "roi_heads.temporal_roi_align.")
+_SWITCHABLE = ("contrastive_branch.", "roi_heads.roi_aggregation.")
 _TRAINING_ONLY = ("contrastive_branch.",)
 _PREDICTOR = "roi_heads.box_predictor."
 
@@ -51,8 +51,8 @@ _REMEDIES = [
         "--new-classes",
     ),
     (
-        "roi_heads.temporal_roi_align.",
-        "set MODEL.TEMPORAL_ROI_ALIGN.ENABLED, and the neck's channels, as in the checkpoint",
+        "roi_heads.roi_aggregation.",
+        "set MODEL.AGGREGATION.ROI_FEATURES, and the neck's channels, as in the checkpoint",
     ),
     ("contrastive_branch.", "set MODEL.CONTRASTIVE's dimensions to the checkpoint's"),
     ("", "use a config of the checkpoint's architecture"),

@@ -29,15 +29,14 @@ _DETECTOR_RULES = [
     (rf"rpn_head\.rpn_reg\.{_WB}", rf"{_RPN}.anchor_deltas.\1"),
     (
         rf"roi_head\.bbox_roi_extractor\.embed_network\.conv\.{_WB}",
-        r"roi_heads.temporal_roi_align.embed.\1",
+        r"roi_heads.roi_aggregation.embed.\1",
     ),
-    (rf"roi_head\.bbox_head\.shared_fcs\.(\d+)\.{_WB}", r"roi_heads.box_head.fcs.\1.\2"),
     # "fc_embed" makes the queries, "ref_fc_embed" the keys, "ref_fc" the values of the attention,
     # and "fc" is what its result passes through.
     *(
         (
             rf"roi_head\.bbox_head\.aggregator\.(\d+)\.{theirs}\.{_WB}",
-            rf"roi_heads.box_head.selsa.\1.{ours}.\2",
+            rf"roi_heads.box_head.aggregations.\1.{ours}.\2",
         )
         for theirs, ours in [
             ("fc_embed", "query"),
@@ -50,8 +49,8 @@ _DETECTOR_RULES = [
     (rf"roi_head\.bbox_head\.fc_reg\.{_WB}", rf"{_PREDICTOR}.bbox_pred.\1"),
 ]
 _AUXILIARY_RULES = [
-    (rf"auxiliary\.channel\.0\.{_WB}", r"contrastive_branch.conv.\1"),
-    (rf"auxiliary\.proj\.([02])\.{_WB}", r"contrastive_branch.projection.\1.\2"),
+    (rf"auxiliary\.channel\.0\.{_WB}", r"contrastive_branch.loss.embedding.conv.\1"),
+    (rf"auxiliary\.proj\.([02])\.{_WB}", r"contrastive_branch.loss.embedding.projection.\1.\2"),
 ]
 
 
@@ -210,6 +209,8 @@ def _rename(key: str, prefix: str, levels: Mapping[str, str]) -> str | None:
             return None
         kind = "lateral" if match[1] == "lateral" else "output"
         return f"backbone.fpn_{kind}{levels[match[2]]}.{match[3]}"
+    if match := re.fullmatch(rf"roi_head\.bbox_head\.shared_fcs\.(\d+)\.{_WB}", key):
+        return f"roi_heads.box_head.fc{int(match[1]) + 1}.{match[2]}"  # Detectron2 counts from 1
     for pattern, template in _DETECTOR_RULES:
         if match := re.fullmatch(pattern, key):
             return match.expand(template)
@@ -249,8 +250,8 @@ def _check_heads(weights: Mapping[str, Tensor]) -> None:
 
 
 def _describe(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> str:
-    has_selsa = any(key.startswith("roi_heads.box_head.selsa.") for key in weights)
-    if any(key.startswith("roi_heads.temporal_roi_align.") for key in weights):
+    has_selsa = any(key.startswith("roi_heads.box_head.aggregations.") for key in weights)
+    if any(key.startswith("roi_heads.roi_aggregation.") for key in weights):
         detector = "Temporal RoI Align"
     elif has_selsa:
         detector = "SELSA"

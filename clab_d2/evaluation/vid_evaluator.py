@@ -111,10 +111,10 @@ class VIDEvaluator(DatasetEvaluator):
         """Note the detections of some frames.
 
         Args:
-            inputs: a dict a frame with ``image_id``; an ``image`` of None is an unreadable frame,
-                which counts as one without detections and is reported at the end.
+            inputs: a dict a frame with ``image_id``.
             outputs: a dict a frame with ``instances``: ``pred_boxes`` (xyxy at the frame's own
-                size), ``scores`` and ``pred_classes``.
+                size), ``scores`` and ``pred_classes``. With ``unreadable`` True the frame counts as
+                one without detections and is reported at the end.
 
         Raises:
             DataError: the model has more classes than the dataset.
@@ -126,7 +126,7 @@ class VIDEvaluator(DatasetEvaluator):
             score = instances.scores.detach().double().numpy()
             class_index = instances.pred_classes.long().numpy()
             self._check_classes(class_index)
-            unreadable = "image" in clip and clip["image"] is None
+            unreadable = bool(output.get("unreadable", False))
             if unreadable:
                 box, score, class_index = box[:0], score[:0], class_index[:0]
             self._frames.append(

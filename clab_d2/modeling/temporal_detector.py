@@ -174,14 +174,15 @@ class TemporalDetector(nn.Module, ABC):
         self.memory.clear()  # features of old weights
         return super().train(mode)
 
-    def forward(self, clips: list[Clip]) -> list[dict[str, Instances]] | dict[str, Tensor]:
+    def forward(self, clips: list[Clip]) -> list[dict[str, Any]] | dict[str, Tensor]:
         """
         Args:
             clips: see the class.
 
         Returns:
             In training a dict of losses; at test ``{"instances": Instances}`` for each clip, with
-            ``pred_boxes``, ``scores`` and ``pred_classes``, at the clip's ``height`` x ``width``.
+            ``pred_boxes``, ``scores`` and ``pred_classes``, at the clip's ``height`` x ``width``;
+            ``"unreadable": True`` beside it where the key frame had no image.
         """
         if self.training:
             return self.losses(clips)
@@ -339,7 +340,7 @@ class TemporalDetector(nn.Module, ABC):
     # ---------------------------------------------------------------- inference
 
     @torch.no_grad()
-    def inference(self, clips: list[Clip], postprocess: bool = True) -> list[dict[str, Instances]]:
+    def inference(self, clips: list[Clip], postprocess: bool = True) -> list[dict[str, Any]]:
         """Detections in the key frames of clips whose videos come frame by frame, in order.
 
         Args:
@@ -356,7 +357,7 @@ class TemporalDetector(nn.Module, ABC):
 
     def _detect_in_video(
         self, video: tuple[object, ...], clips: list[Clip], postprocess: bool
-    ) -> list[dict[str, Instances]]:
+    ) -> list[dict[str, Any]]:
         self.memory.begin(video, [clip["frame_id"] for clip in clips])
         self._remember({f: image for clip in clips for f, image in clip["images"].items()})
         results = []
@@ -364,11 +365,12 @@ class TemporalDetector(nn.Module, ABC):
             frame = self.memory.get(clip["frame_id"])
             if frame is None:
                 instances = _no_detections((clip["height"], clip["width"]), self.device)
-            else:
-                references = self.memory.references(clip["reference_frame_ids"])
-                instances = self.detect(self._aggregate_maps(frame, references), references)
-                if postprocess:
-                    instances = detector_postprocess(instances, clip["height"], clip["width"])
+                results.append({"instances": instances, "unreadable": True})
+                continue
+            references = self.memory.references(clip["reference_frame_ids"])
+            instances = self.detect(self._aggregate_maps(frame, references), references)
+            if postprocess:
+                instances = detector_postprocess(instances, clip["height"], clip["width"])
             results.append({"instances": instances})
         self.memory.keep_only(clips[-1]["kept_frame_ids"])
         return results

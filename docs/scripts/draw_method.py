@@ -22,17 +22,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from clab_d2.data.frame_sampling import (
-    adaptive_references,
-    causal_window,
-    fixed_stride_window,
-    training_references,
-)
 from drawing import BRANCH, DETECTOR, FRAME, GREY, INK, LOSS, MEMORY, TEMPORAL, Box, arrow, note
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
+from clab_d2.data.reference_sampling import (
+    AdaptiveReferences,
+    CausalReferences,
+    FixedStrideReferences,
+    RandomReferences,
+)
 from clab_d2.modeling.contrastive.branch import contrastive_weight
 
 DOCS = Path(__file__).resolve().parent.parent
@@ -62,17 +62,18 @@ def only_left_and_bottom(ax: Axes) -> None:
 def draw_references() -> Figure:
     """Which frames of a video of 60 the key frame aggregates over, for each way of choosing."""
     num_frames = 60
-    drawn = training_references(num_frames, 20, 2, 9, random.Random(2))
-    spread = adaptive_references(num_frames, 14)
+    drawn = RandomReferences().frames(num_frames, 20, random.Random(2))
+    spread = AdaptiveReferences().frames(num_frames, 20)[:-1]
     rows: list[tuple[str, int, list[int]]] = [
         ("training: one of the 9 before,\none of the 9 after, at random", 20, drawn),
         ("test, adaptive: 14 frames\nspread over the video", 20, spread),
         ("the same for every key frame", 38, spread),
         ("test, fixed: 7 before, 7 after,\nhere with stride 2", 41,
-         fixed_stride_window(num_frames, 41, 7, 2)),
-        ("clamped at the video's ends", 4, fixed_stride_window(num_frames, 4, 7, 2)),
-        ("test, causal: the last 14,\nhere with stride 2", 41, causal_window(41, 14, 2)),
-        ("clamped at the video's start", 4, causal_window(4, 14, 2)),
+         FixedStrideReferences(stride=2).frames(num_frames, 41)),
+        ("clamped at the video's ends", 4, FixedStrideReferences(stride=2).frames(num_frames, 4)),
+        ("test, causal: the last 14,\nhere with stride 2", 41,
+         CausalReferences(stride=2).frames(num_frames, 41)),
+        ("clamped at the video's start", 4, CausalReferences(stride=2).frames(num_frames, 4)),
     ]  # fmt: skip
     figure, ax = canvas(160, 63)
     left, cell, top = 37.0, 2.0, 53.0

@@ -19,21 +19,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clab_d2.data.frame_sampling import adaptive_references, training_references
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from clab_d2.converters.ilsvrc import convert
+from clab_d2.data.reference_sampling import AdaptiveReferences, RandomReferences
 from clab_d2.evaluation.vid_metric import SUBSETS, mean_over_classes, vid_average_precision
-from clab_d2.modeling.aggregation.selsa import SELSABlock, SELSABoxHead
+from clab_d2.modeling.aggregation.selsa import SELSA
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch, contrastive_weight
+from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
 # Our names of the release's layers
-SELSA = {"fc_embed": "query", "ref_fc_embed": "key", "ref_fc": "value", "fc": "output"}
+SELSA_NAMES = {"fc_embed": "query", "ref_fc_embed": "key", "ref_fc": "value", "fc": "output"}
 BRANCH = {"channel.0": "conv", "proj.0": "projection.0", "proj.2": "projection.2"}
 Arrays = dict[str, np.ndarray]
 
@@ -66,10 +67,11 @@ def difference(ours: Tensor | np.ndarray, theirs: np.ndarray) -> float:
 
 def selsa_block() -> list[float]:
     arrays = load("selsa_aggregator.npz")
-    block = SELSABlock(64, int(arrays["num_attention_blocks"]))
-    block.load_state_dict(renamed(arrays, SELSA))
+    block = SELSA(64, num_heads=int(arrays["num_attention_blocks"]))
+    block.load_state_dict(renamed(arrays, SELSA_NAMES))
     references = block.encode_references(torch.from_numpy(arrays["ref_x"]))
-    return [difference(block(torch.from_numpy(arrays["x"]), references), arrays["out"])]
+    x = torch.from_numpy(arrays["x"])
+    return [difference(block(x, references) - x, arrays["out"])]
 
 
 def box_head() -> list[float]:
@@ -77,9 +79,15 @@ def box_head() -> list[float]:
     arrays = load("selsa_box_head.npz")
     heads = int(arrays["num_attention_blocks"])
     shape = ShapeSpec(channels=32, height=7, width=7)
-    head = SELSABoxHead(shape, fc_dims=[64] * 3, num_heads=heads)
-    names = {f"shared_fcs.{i}": f"fcs.{i}" for i in range(3)}
-    names |= {f"aggregator.{i}.{t}": f"selsa.{i}.{o}" for i in range(3) for t, o in SELSA.items()}
+    head = TemporalBoxHead(
+        shape, fc_dims=[64] * 3, aggregations=[SELSA(64, num_heads=heads) for _ in range(3)]
+    )
+    names = {f"shared_fcs.{i}": f"fc{i + 1}" for i in range(3)}
+    names |= {
+        f"aggregator.{i}.{theirs}": f"aggregations.{i}.{ours}"
+        for i in range(3)
+        for theirs, ours in SELSA_NAMES.items()
+    }
     head.load_state_dict(renamed(arrays, names))
     references = head.encode_references(torch.from_numpy(arrays["ref_x"]))
     features = head(torch.from_numpy(arrays["x"]), references)
@@ -151,9 +159,11 @@ def weight_schedule() -> list[float]:
 def adaptive_sampling() -> list[float]:
     """Number of cases that differ."""
     cases = json.loads(find("frame_sampling.json").read_text())["adaptive"]
-    return [
-        sum(adaptive_references(*map(int, case.split(","))) != ids for case, ids in cases.items())
-    ]
+    differing = 0
+    for case, expected in cases.items():
+        num_frames, num = map(int, case.split(","))
+        differing += AdaptiveReferences(num).frames(num_frames, 0)[:-1] != expected
+    return [differing]
 
 
 def vid_metric() -> list[float]:
@@ -188,7 +198,7 @@ def training_sampling() -> list[float]:
         # A video of one frame has no reference in the release; here the key frame stands in.
         expected = {(0, 0)} if num_frames == 1 else {tuple(pair) for pair in case["observed"]}
         rng = random.Random(0)
-        drawn = {tuple(training_references(num_frames, key, 2, 9, rng)) for _ in range(4000)}
+        drawn = {tuple(RandomReferences().frames(num_frames, key, rng)) for _ in range(4000)}
         differing += drawn != expected
     return [differing]
 

@@ -39,26 +39,26 @@ def test_every_weight_of_a_clab_checkpoint_gets_its_place():
         ),
         "detector.neck.convs.0.conv.bias": "backbone.neck.bias",
         "detector.rpn_head.rpn_conv.weight": f"{RPN}.conv.weight",
-        "detector.roi_head.bbox_head.shared_fcs.1.bias": "roi_heads.box_head.fcs.1.bias",
+        "detector.roi_head.bbox_head.shared_fcs.1.bias": "roi_heads.box_head.fc2.bias",
         "detector.roi_head.bbox_head.aggregator.0.fc_embed.weight": (
-            "roi_heads.box_head.selsa.0.query.weight"
+            "roi_heads.box_head.aggregations.0.query.weight"
         ),
         "detector.roi_head.bbox_head.aggregator.0.ref_fc_embed.weight": (
-            "roi_heads.box_head.selsa.0.key.weight"
+            "roi_heads.box_head.aggregations.0.key.weight"
         ),
         "detector.roi_head.bbox_head.aggregator.1.ref_fc.weight": (
-            "roi_heads.box_head.selsa.1.value.weight"
+            "roi_heads.box_head.aggregations.1.value.weight"
         ),
         "detector.roi_head.bbox_head.aggregator.1.fc.weight": (
-            "roi_heads.box_head.selsa.1.output.weight"
+            "roi_heads.box_head.aggregations.1.output.weight"
         ),
         "detector.roi_head.bbox_head.fc_cls.weight": f"{PREDICTOR}.cls_score.weight",
         "detector.roi_head.bbox_head.fc_reg.bias": f"{PREDICTOR}.bbox_pred.bias",
         "detector.roi_head.bbox_roi_extractor.embed_network.conv.weight": (
-            "roi_heads.temporal_roi_align.embed.weight"
+            "roi_heads.roi_aggregation.embed.weight"
         ),
-        "auxiliary.channel.0.weight": "contrastive_branch.conv.weight",
-        "auxiliary.proj.2.bias": "contrastive_branch.projection.2.bias",
+        "auxiliary.channel.0.weight": "contrastive_branch.loss.embedding.conv.weight",
+        "auxiliary.proj.2.bias": "contrastive_branch.loss.embedding.projection.2.bias",
     }.items():
         assert result.weights[ours] is state[theirs]
 

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clab_d2.data.frame_sampling import (
-    adaptive_references,
-    causal_window,
-    entering_frames,
-    fixed_stride_window,
-    training_references,
-)
 from hypothesis import given
 from hypothesis import strategies as st
+
+from clab_d2.config import get_clab_cfg
+from clab_d2.data.reference_sampling import (
+    AdaptiveReferences,
+    CausalReferences,
+    FixedStrideReferences,
+    RandomReferences,
+    build_reference_sampling,
+)
+from clab_d2.errors import ConfigError
 
 _TESTS = Path(__file__).resolve().parents[1]
 _GOLDEN = _TESTS / "golden"
@@ -29,7 +32,7 @@ _TRAINING = json.loads((_GOLDEN / "train_sampling.json").read_text())
 @pytest.mark.parametrize("case", _SAMPLING["adaptive"])
 def test_adaptive_references_equal_the_release(case: str) -> None:
     num_frames, n = map(int, case.split(","))
-    assert adaptive_references(num_frames, n) == _SAMPLING["adaptive"][case]
+    assert AdaptiveReferences(n).frames(num_frames, 0) == [*_SAMPLING["adaptive"][case], 0]
 
 
 @pytest.mark.parametrize("case", _SAMPLING["fixed_new_refs_per_frame"])
@@ -42,15 +45,15 @@ def test_frames_enter_the_fixed_window_as_in_the_release(case: str) -> None:
     the window did not hold.
     """
     num_frames, twice_k, stride = map(int, case.split(","))
-    k = twice_k // 2
+    sampling = FixedStrideReferences(twice_k, stride)
     pushed = _SAMPLING["fixed_new_refs_per_frame"][case]
     assert len(pushed) == num_frames
-    assert fixed_stride_window(num_frames, 0, k, stride) == pushed[0]
-    held = None
+    assert sampling.frames(num_frames, 0) == pushed[0]
+    held: list[int] = []
     for key in range(num_frames):
         # The queue itself: between its moves the key frame only covers the middle place.
-        queue = fixed_stride_window(num_frames, key - key % stride, k, stride)
-        assert entering_frames(queue, held) == sorted(set(pushed[key]) - set(held or ()))
+        queue = sampling.frames(num_frames, key - key % stride)
+        assert set(queue) - set(held) == set(pushed[key]) - set(held)
         if key:
             assert set(pushed[key]) <= {queue[-1]}, "what is pushed comes in last"
         held = queue
@@ -62,7 +65,8 @@ def test_fixed_window_equals_the_release(video: str) -> None:
     golden = np.load(_SHARED / "tiny_clab" / "detections_fixed_stride.npz")
     windows = golden[f"{video}/window"]
     k, stride = int(golden["frames_each_side"]), int(golden["stride"])
-    ours = [fixed_stride_window(len(windows), key, k, stride) for key in range(len(windows))]
+    sampling = FixedStrideReferences(2 * k, stride)
+    ours = [sampling.frames(len(windows), key) for key in range(len(windows))]
     np.testing.assert_array_equal(ours, windows)
 
 
@@ -70,7 +74,8 @@ def test_fixed_window_equals_the_release(video: str) -> None:
 def test_training_references_are_those_of_the_release(case: dict) -> None:
     rng = random.Random(0)
     seen = {
-        tuple(training_references(case["num_frames"], case["key"], 2, 9, rng)) for _ in range(4000)
+        tuple(RandomReferences(2, 9).frames(case["num_frames"], case["key"], rng))
+        for _ in range(4000)
     }
     observed = {tuple(pair) for pair in case["observed"]}
     if case["num_frames"] == 1:
@@ -82,7 +87,7 @@ def test_training_references_are_those_of_the_release(case: dict) -> None:
 
 def test_training_references_are_spread_evenly() -> None:
     rng = random.Random(0)
-    pairs = [training_references(100, 50, 2, 9, rng) for _ in range(9000)]
+    pairs = [RandomReferences(2, 9).frames(100, 50, rng) for _ in range(9000)]
     for side, frames in enumerate((range(41, 50), range(51, 60))):
         counts = [sum(pair[side] == frame for pair in pairs) for frame in frames]
         # 1000 each on average, with a standard deviation of 30.
@@ -94,14 +99,15 @@ _videos = st.integers(1, 3000).flatmap(
 )
 
 
-@given(_videos, st.integers(0, 9), st.integers(1, 12), st.integers(0, 2**32))
+@given(_videos, st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**32))
 def test_training_references_in_range(
     video: tuple[int, int], num_refs: int, frame_range: int, seed: int
 ) -> None:
     num_frames, key = video
-    refs = training_references(num_frames, key, num_refs, frame_range, random.Random(seed))
+    sampling = RandomReferences(num_refs, frame_range)
+    refs = sampling.frames(num_frames, key, random.Random(seed))
     assert len(refs) == num_refs
-    assert refs == training_references(num_frames, key, num_refs, frame_range, random.Random(seed))
+    assert refs == sampling.frames(num_frames, key, random.Random(seed))
     for ref in refs:
         assert 0 <= ref < num_frames and abs(ref - key) <= frame_range
         assert ref != key or num_frames == 1
@@ -113,7 +119,8 @@ def test_training_references_in_range(
 
 @given(st.integers(1, 3000), st.integers(1, 60))
 def test_adaptive_references_span_the_video(num_frames: int, n: int) -> None:
-    refs = adaptive_references(num_frames, n)
+    *refs, key = AdaptiveReferences(n).frames(num_frames, num_frames // 2)
+    assert key == num_frames // 2
     assert len(refs) == n and refs == sorted(refs)
     assert refs[0] >= 0 and refs[-1] < num_frames
     if n > 1:
@@ -122,59 +129,63 @@ def test_adaptive_references_span_the_video(num_frames: int, n: int) -> None:
         assert set(refs) == set(range(num_frames))
 
 
-@given(_videos, st.integers(0, 15), st.integers(1, 12))
+@given(_videos, st.integers(1, 15), st.integers(1, 12))
 def test_fixed_window_in_range(video: tuple[int, int], k: int, stride: int) -> None:
     num_frames, key = video
-    window = fixed_stride_window(num_frames, key, k, stride)
+    sampling = FixedStrideReferences(2 * k, stride)
+    window = sampling.frames(num_frames, key)
     assert len(window) == 2 * k + 1 and window[k] == key
     assert all(0 <= frame < num_frames for frame in window)
     assert window == sorted(window)
-    assert all(abs(frame - key) <= (k + 1) * stride for frame in window)
+    assert all(key - sampling.reach[0] <= frame <= key + sampling.reach[1] for frame in window)
 
 
-@given(st.integers(0, 3000), st.integers(0, 15), st.integers(1, 12))
+@given(st.integers(0, 3000), st.integers(1, 15), st.integers(1, 12))
 def test_causal_window_is_of_the_past(key: int, k: int, stride: int) -> None:
-    window = causal_window(key, k, stride)
+    sampling = CausalReferences(k, stride)
+    window = sampling.frames(key + 1, key)
+    assert sampling.reach == (k * stride, 0)
+    assert all(frame >= key - k * stride for frame in window)
     assert len(window) == k + 1 and window[-1] == key
     assert all(0 <= frame < max(key, 1) for frame in window[:-1])
     if stride == 1:
         assert window == [max(key - i, 0) for i in range(k, -1, -1)]
 
 
-@given(st.integers(1, 80), st.integers(1, 6), st.integers(1, 5))
-def test_a_stream_never_goes_back(num_frames: int, k: int, stride: int) -> None:
-    previous = None
-    for key in range(num_frames):
-        window = causal_window(key, k, stride)
-        assert set(entering_frames(window, previous)) <= {key}
-        previous = window
-
-
-@given(st.integers(1, 80), st.integers(0, 6), st.integers(1, 5))
-def test_entering_frames_rebuild_every_window(num_frames: int, k: int, stride: int) -> None:
-    memory: set[int] = set()
-    previous = None
-    for key in range(num_frames):
-        window = fixed_stride_window(num_frames, key, k, stride)
-        entering = entering_frames(window, previous)
-        assert not memory & set(entering), "a frame that is held does not enter again"
-        memory = {frame for frame in memory | set(entering) if frame in window}
-        assert memory == set(window)
-        previous = window
-
-
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: training_references(3, 3, 2, 9, random.Random()),
-        lambda: adaptive_references(0, 14),
-        lambda: adaptive_references(3, 0),
-        lambda: fixed_stride_window(3, -1, 2, 1),
-        lambda: fixed_stride_window(3, 0, 2, 0),
-        lambda: causal_window(-1, 2, 1),
-        lambda: causal_window(1, -2, 1),
+        lambda: RandomReferences().frames(3, 3),
+        lambda: AdaptiveReferences().frames(0, 0),
+        lambda: FixedStrideReferences().frames(3, -1),
+        lambda: CausalReferences().frames(1, -1),
     ],
 )
-def test_impossible_numbers_are_refused(call) -> None:
-    with pytest.raises(ValueError):
+def test_frames_that_are_not_there_are_refused(call) -> None:
+    with pytest.raises(ValueError, match="is not in a video of"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["TEST.REFERENCES.NUM", 0], r"TEST\.REFERENCES\.NUM is 0; it must be at least 1"),
+        (["TEST.REFERENCES.SAMPLING", "even"], r"TEST\.REFERENCES\.SAMPLING 'even' .*adaptive"),
+        (["TEST.REFERENCES.SAMPLING", "random"], r"TEST\.REFERENCES\.SAMPLING .*at random"),
+        (
+            ["TEST.REFERENCES.SAMPLING", "fixed", "TEST.REFERENCES.NUM", 5],
+            r"TEST\.REFERENCES\.NUM is 5; .* must be even",
+        ),
+        (
+            ["TEST.REFERENCES.SAMPLING", "causal", "TEST.REFERENCES.STRIDE", 0],
+            r"TEST\.REFERENCES\.STRIDE is 0",
+        ),
+        (["INPUT.REFERENCES.NUM", 0], r"INPUT\.REFERENCES\.NUM is 0"),
+        (["INPUT.REFERENCES.RANGE", 0], r"INPUT\.REFERENCES\.RANGE is 0"),
+    ],
+)
+def test_contradicting_config(options: list, message: str) -> None:
+    cfg = get_clab_cfg()
+    cfg.merge_from_list(options)
+    with pytest.raises(ConfigError, match=message):
+        build_reference_sampling(cfg, is_train=options[0].startswith("INPUT"))

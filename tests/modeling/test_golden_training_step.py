@@ -23,18 +23,18 @@ OURS = {
     "detector.backbone.layer4.2.conv3.weight": "backbone.bottom_up.res5.2.conv3.weight",
     "detector.neck.convs.0.conv.weight": "backbone.neck.weight",
     "detector.roi_head.bbox_roi_extractor.embed_network.conv.weight": (
-        "roi_heads.temporal_roi_align.embed.weight"
+        "roi_heads.roi_aggregation.embed.weight"
     ),
-    "detector.roi_head.bbox_head.shared_fcs.0.weight": "roi_heads.box_head.fcs.0.weight",
+    "detector.roi_head.bbox_head.shared_fcs.0.weight": "roi_heads.box_head.fc1.weight",
     "detector.roi_head.bbox_head.aggregator.0.ref_fc.weight": (
-        "roi_heads.box_head.selsa.0.value.weight"
+        "roi_heads.box_head.aggregations.0.value.weight"
     ),
     "detector.roi_head.bbox_head.aggregator.2.fc_embed.weight": (
-        "roi_heads.box_head.selsa.2.query.weight"
+        "roi_heads.box_head.aggregations.2.query.weight"
     ),
     "detector.roi_head.bbox_head.fc_cls.weight": "roi_heads.box_predictor.cls_score.weight",
-    "auxiliary.channel.0.weight": "contrastive_branch.conv.weight",
-    "auxiliary.proj.2.weight": "contrastive_branch.projection.2.weight",
+    "auxiliary.channel.0.weight": "contrastive_branch.loss.embedding.conv.weight",
+    "auxiliary.proj.2.weight": "contrastive_branch.loss.embedding.projection.2.weight",
 }
 
 
@@ -72,16 +72,17 @@ def step(golden, arrays, repo_root: Path, tmp_path_factory):
         height, width = key.shape[:2]
         clips.append(
             {
-                "image": image(key),
-                "instances": Instances(
-                    (height, width),
-                    gt_boxes=Boxes(torch.from_numpy(arrays[f"gt_boxes_{number}"])),
-                    gt_classes=torch.from_numpy(arrays[f"gt_classes_{number}"]),
-                ),
+                "images": {1: image(key), 0: image(references[0]), 2: image(references[1])},
+                "instances": {
+                    1: Instances(
+                        (height, width),
+                        gt_boxes=Boxes(torch.from_numpy(arrays[f"gt_boxes_{number}"])),
+                        gt_classes=torch.from_numpy(arrays[f"gt_classes_{number}"]),
+                    )
+                },
                 "video_id": number,
                 "frame_id": 1,
                 "reference_frame_ids": [0, 2],
-                "reference_images": {0: image(references[0]), 2: image(references[1])},
             }
         )
     with EventStorage() as storage:

@@ -86,6 +86,6 @@ def test_mixed_precision_finds_about_the_same(config, name, precision, compiled,
 def test_proposals_are_chosen_in_single_precision(config):
     model = build(config("clab_quick", "TEST.PRECISION", "bf16")).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        (frame,) = model.extract([test_clips(0, 1)[0]["image"]])
+        (frame,) = model.extract([test_clips(0, 1)[0]["images"][0]])
     assert all(feature.dtype == torch.bfloat16 for feature in frame.features.values())
     assert frame.proposals.objectness_logits.dtype == torch.float32

@@ -7,12 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clab_d2.errors import DataError
-from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, RunningCat
+from clab_d2.modeling.reference_memory import (
+    FrameFeatures,
+    ReferenceMemory,
+    References,
+    RunningCat,
+)
 
 
 def make_frame(number: int) -> FrameFeatures:
     proposals = Instances((8, 8), proposal_boxes=Boxes(torch.zeros(1, 4)))
-    return FrameFeatures({"c5": torch.full((1, 2, 3, 3), float(number))}, proposals)
+    return FrameFeatures({"c5": torch.full((1, 2, 3, 3), float(number))}, (8, 8), (), proposals)
 
 
 def numbers_of(references) -> list[int]:
@@ -73,7 +78,7 @@ def test_a_window_keeps_the_places_of_the_frames_that_stay():
 
 def test_unreadable_frames_are_left_out_and_unknown_ones_an_error():
     memory = ReferenceMemory()
-    memory.begin(("set", 1), 0)
+    memory.begin(("set", 1), [0])
     memory.put(0, make_frame(0))
     memory.put(1, None)
     assert numbers_of(memory.references([0, 1])) == [0]
@@ -81,11 +86,25 @@ def test_unreadable_frames_are_left_out_and_unknown_ones_an_error():
         memory.references([2])
 
 
+def test_equal_counts_need_no_weights():
+    frames = [make_frame(0), make_frame(1)]
+    assert References(frames, [3, 3]).counts_of_proposals(torch.zeros(1)) is None
+    assert References(frames, [3, 1]).counts_of_proposals(torch.zeros(1)).tolist() == [3, 1]
+
+
 def test_another_video_is_another_memory():
     memory = ReferenceMemory()
-    memory.begin((1,), 0)
+    memory.begin((1,), [0])
     memory.put(0, make_frame(0))
-    memory.begin((1,), 1)
+    memory.begin((1,), [1, 2])
     assert 0 in memory
-    memory.begin((2,), 1)
+    memory.begin((2,), [3])
+    assert len(memory) == 0
+
+
+def test_a_video_that_starts_again_is_another_memory():
+    memory = ReferenceMemory()
+    memory.begin((1,), [4, 5])
+    memory.put(4, make_frame(4))
+    memory.begin((1,), [5])
     assert len(memory) == 0

@@ -73,10 +73,10 @@ def test_the_golden_checkpoint_is_told_and_placed_whole(tool, golden, tmp_path, 
     ("opts", "complaint"),
     [
         ([], None),
-        (["MODEL.TEMPORAL_ROI_ALIGN.ENABLED", "False"], None),
+        (["MODEL.AGGREGATION.ROI_FEATURES", ""], None),
         (
             ["MODEL.ROI_BOX_HEAD.FC_DIM", "64"],
-            "roi_heads.box_head.fcs.0.weight has shape (128, 3136)",
+            "roi_heads.box_head.fc1.weight has shape (128, 3136)",
         ),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "8"], "has shape (31, 128) and the config wants (9, 128)"),
         (["MODEL.NECK.OUT_CHANNELS", "32"], "MODEL.NECK.OUT_CHANNELS"),
