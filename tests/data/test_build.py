@@ -57,7 +57,7 @@ def test_training_mixes_videos_and_stills(
     if not num_workers:
         assert set(keys.values()) == {2}
     of_videos = [clip for clip in clips if clip["dataset_name"] == videos.name]
-    references = {frame for clip in of_videos for frame in clip["reference_images"]}
+    references = {f for clip in of_videos for f in clip["reference_frame_ids"]}
     assert references - {1, 2}, "frames that are no key frames are references"
     assert all(len(batch) == 2 for batch in itertools.islice(loader, 3))
 
@@ -86,7 +86,7 @@ def test_frames_without_objects_may_be_key_frames(
     assert [r["frame_id"] for r in get_key_frames([dataset.name], filter_empty=False)] == [0, 1, 2]
     cfg = make_cfg(dataset, **{"DATALOADER.FILTER_EMPTY_ANNOTATIONS": False})
     clips = _clips(build_vid_train_loader(cfg), 12)
-    assert {c["frame_id"]: len(c["instances"]) for c in clips} == {0: 1, 1: 0, 2: 0}
+    assert {c["frame_id"]: len(c["instances"][c["frame_id"]]) for c in clips} == {0: 1, 1: 0, 2: 0}
 
 
 def test_training_survives_bad_frames_and_counts_them(
@@ -148,7 +148,7 @@ def test_each_frame_is_decoded_once_at_test(
     batch_size: int,
     num_workers: int,
 ) -> None:
-    """By all workers together, although each clip holds all that the model has not had."""
+    """By all workers together, and what a clip does not hold the model has been told to keep."""
     if num_workers and multiprocessing.get_start_method() != "fork":
         pytest.skip("what the workers read is counted by a function that they inherit")
     dataset = make_dataset((20, 1, 7))
@@ -175,20 +175,32 @@ def test_each_frame_is_decoded_once_at_test(
     clips = [clip for batch in build_vid_test_loader(cfg, dataset.name) for clip in batch]
     assert counts.tolist() == [1] * len(names)
 
-    mapper = VIDDatasetMapper(cfg, is_train=False)  # which makes each clip for itself
-    for clip, record in zip(clips, DatasetCatalog.get(dataset.name), strict=True):
-        expected = mapper(record)
-        assert clip.keys() == expected.keys()
-        assert clip["reference_frame_ids"] == expected["reference_frame_ids"]
-        theirs = {record["frame_id"]: expected["image"], **expected["reference_images"]}
-        ours = {record["frame_id"]: clip["image"], **clip["reference_images"]}
-        assert ours.keys() == theirs.keys()
-        for frame, image in theirs.items():
-            if image is None:
-                assert ours[frame] is None
-            else:
-                assert torch.equal(ours[frame], image)
+    records = DatasetCatalog.get(dataset.name)
+    assert [clip["image_id"] for clip in clips] == [record["image_id"] for record in records]
+    held: dict[int, Any] = {}
+    for clip in clips:
+        if clip["frame_id"] == 0:
+            held = {}
+        held |= clip["images"]
+        assert {clip["frame_id"], *clip["reference_frame_ids"]} <= set(held)
+        held = {frame: held[frame] for frame in clip["kept_frame_ids"]}
     assert collect_bad_frames([dataset.name]) == [str(bad)]
+
+
+def test_frames_of_unknown_truth_are_no_key_frames_unless_asked_for(
+    make_dataset: MakeDataset, make_cfg: MakeCfg
+) -> None:
+    dataset = make_dataset((9, 3))
+    for image in dataset.data["images"]:
+        image["annotated"] = image["video_id"] == 1 and image["frame_id"] in (4, 8)
+    dataset.save()
+    cfg = make_cfg(dataset, **{"TEST.REFERENCES.SAMPLING": "fixed", "TEST.REFERENCES.NUM": 2})
+    clips = _clips(build_vid_test_loader(cfg, dataset.name), 99)
+    assert [(clip["frame_id"], list(clip["images"])) for clip in clips] == [
+        (4, [3, 4, 5]), (8, [7, 8]),
+    ]  # fmt: skip
+    cfg.TEST.ALL_FRAMES = True
+    assert len(_clips(build_vid_test_loader(cfg, dataset.name), 99)) == 12
 
 
 def test_ranks_share_the_videos(
@@ -213,8 +225,8 @@ def test_test_survives_bad_frames(make_dataset: MakeDataset, make_cfg: MakeCfg) 
     dataset.frame_file(1, 2).unlink()
     cfg = make_cfg(dataset, **{"DATALOADER.NUM_WORKERS": 2})
     clips = _clips(build_vid_test_loader(cfg, dataset.name), 99)
-    assert [clip["image"] is None for clip in clips] == [False, False, True, False, False]
-    assert clips[0]["reference_images"][2] is None
+    assert [frame for frame, image in clips[0]["images"].items() if image is None] == [2]
+    assert all(not clip["images"] for clip in clips[1:]), "all came with the first"
     assert collect_bad_frames([dataset.name]) == [str(dataset.frame_file(1, 2))]
 
 
@@ -280,7 +292,7 @@ def test_images_are_whole_tensors(make_dataset: MakeDataset, make_cfg: MakeCfg) 
     dataset = make_dataset((3,))
     cfg = make_cfg(dataset, **{"INPUT.MIN_SIZE_TRAIN": (48,), "INPUT.RANDOM_FLIP": "horizontal"})
     for clip in _clips(build_vid_train_loader(cfg), 6):
-        for image in [clip["image"], *clip["reference_images"].values()]:
+        for image in clip["images"].values():
             assert image.is_contiguous() and image.shape == (3, 48, 64)
             assert image.untyped_storage().nbytes() == image.numel()
     assert isinstance(image, torch.Tensor)

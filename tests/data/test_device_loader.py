@@ -180,9 +180,9 @@ def test_for_the_cpu_the_loader_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pytorch_pins_all_but_the_truth() -> None:
     """Its thread leaves Detectron2's structures as they are: their few numbers are copied late."""
     truth = Instances((4, 5), gt_boxes=Boxes(torch.zeros(1, 4)), gt_classes=torch.tensor([2]))
-    clip = {"image": None, "reference_images": {3: None}, "file_name": "a", "instances": truth}
+    clip = {"images": {3: None}, "file_name": "a", "instances": {3: truth}}
     (pinned,) = pin_memory([clip])
-    assert pinned["instances"] is truth
+    assert pinned["instances"][3] is truth
     assert pinned == clip
 
 
@@ -292,8 +292,8 @@ def test_on_a_gpu(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:
         assert isinstance(loader, DeviceLoader) == (device == "cuda")
         batches[device] = []
         for (clip,) in loader:
-            assert clip["image"].device.type == device
-            images = {clip["frame_id"]: clip["image"], **clip["reference_images"]}
+            images = clip["images"]
+            assert all(image.device.type == device for image in images.values())
             # Computed on the current stream, which has to wait for the copy.
             batches[device].append({frame: image.float().sum() for frame, image in images.items()})
     for left, right in zip(batches["cpu"], batches["cuda"], strict=True):

@@ -65,9 +65,8 @@ def test_frames_are_read_from_the_file_that_the_json_names(
     loader = build_vid_test_loader(make_cfg(dataset), dataset.name)
     clips = [clip for batch in loader for clip in batch]
     assert len(clips) == 15
-    for made in clips:
-        expected = played[made["frame_id"]].transpose(2, 0, 1)
-        np.testing.assert_array_equal(made["image"].numpy(), expected)
+    for frame, image in [item for made in clips for item in made["images"].items()]:
+        np.testing.assert_array_equal(image.numpy(), played[frame].transpose(2, 0, 1))
     report = check_dataset(dataset.json_file, dataset.root, frames=True, workers=1)
     assert report.ok and report.num_frames_read == 15
 
@@ -246,7 +245,7 @@ def test_frames_beyond_the_files_end(
     with pytest.raises(DataError, match=r"a1.mp4: no frame 9; the video has frames 0 to 8 .*corr"):
         read_frame(DatasetCatalog.get(dataset.name)[9]["file_name"])
     clips = [c for batch in build_vid_test_loader(make_cfg(dataset), dataset.name) for c in batch]
-    assert [c["frame_id"] for c in clips if c["image"] is None] == [9, 10]
+    assert [f for c in clips for f, image in c["images"].items() if image is None] == [9, 10]
 
 
 def test_numbers_in_a_video_that_the_json_gives_are_kept(clip: Path, tmp_path: Path) -> None:

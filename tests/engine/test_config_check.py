@@ -64,14 +64,13 @@ def test_contradictions(cfg: CfgNode, options: list[str], key: str, remedy: str)
 
 
 def test_single_frame_models_need_no_references(cfg: CfgNode) -> None:
-    cfg.MODEL.SELSA.ENABLED = False
-    cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = False
+    cfg.MODEL.AGGREGATION.ROI_FEATURES = cfg.MODEL.AGGREGATION.BOX_FEATURES = ""
     cfg.MODEL.CONTRASTIVE.ENABLED = False
     cfg.INPUT.REFERENCES.NUM = 0
     cfg.TEST.REFERENCES.NUM = 0
     validate_config(cfg)
     cfg.MODEL.CONTRASTIVE.ENABLED = True
-    with pytest.raises(ConfigError, match=r"MODEL\.CONTRASTIVE\.ENABLED needs reference frames"):
+    with pytest.raises(ConfigError, match=r"INPUT\.REFERENCES\.NUM is 0"):
         validate_config(cfg)
 
 

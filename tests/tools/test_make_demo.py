@@ -39,7 +39,7 @@ def test_the_clip_is_read_where_it_lies(
     (name,) = cfg.DATASETS.TEST
     (first, *_) = next(iter(build_vid_test_loader(cfg, name)))
     assert (first["file_name"], first["height"], first["width"]) == (f"{clip}#0", 720, 1280)
-    assert np.abs(play(clip)[0].mean() - first["image"].numpy().mean()) < 2
+    assert np.abs(play(clip)[0].mean() - first["images"][0].numpy().mean()) < 2
     ((tool, *words),) = ran
     assert tool == "tools/demo.py" and str(clip) in words
 

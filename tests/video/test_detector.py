@@ -35,7 +35,7 @@ class NotingModel(nn.Module):
     It keeps its own memory as the contract says, so a frame that never came is a KeyError.
     """
 
-    aggregates = True
+    needs_references = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class NotingModel(nn.Module):
     def detect(self, clip: dict[str, Any]) -> Instances:
         if clip["frame_id"] == 0:
             self.memory = {}
-        self.memory |= clip["reference_images"] | {clip["frame_id"]: clip["image"]}
-        used = [self.memory[frame_id] for frame_id in clip["reference_frame_ids"]]
-        self.memory = {i: self.memory[i] for i in clip["reference_frame_ids"]}
+        self.memory |= clip["images"]
+        key = self.memory[clip["frame_id"]]
+        used = [key, *(self.memory[frame_id] for frame_id in clip["reference_frame_ids"])]
+        self.memory = {i: self.memory[i] for i in clip["kept_frame_ids"]}
         size = (clip["height"], clip["width"])
-        count = 0 if clip["image"] is None else 1
-        used = [clip["image"], *used]
+        count = 0 if key is None else 1
         values = [image.float().mean() for image in used if image is not None]
         return Instances(
             size,
@@ -102,8 +102,9 @@ def test_adaptive_references_are_read_once_and_first() -> None:
     assert [clip["reference_frame_ids"] for clip in model.clips] == [
         [0, 3, 6, 9, key] for key in range(10)
     ]
-    assert list(model.clips[0]["reference_images"]) == [3, 6, 9]
-    assert all(not clip["reference_images"] for clip in model.clips[1:])
+    assert [list(clip["images"]) for clip in model.clips] == [
+        [0, 3, 6, 9], [1], [2], [], [4], [5], [], [7], [8], [],
+    ]  # fmt: skip
 
 
 def test_a_stream_uses_past_frames_only() -> None:
@@ -112,7 +113,7 @@ def test_a_stream_uses_past_frames_only() -> None:
         assert len(results) == 6
         for key, clip in enumerate(model.clips):
             assert clip["reference_frame_ids"] == [max(key - k, 0) for k in (3, 2, 1, 0)]
-            assert not clip["reference_images"]  # each has been a key frame
+            assert list(clip["images"]) == [key]  # the others have been key frames
 
 
 def test_a_stream_is_detected_frame_by_frame_as_it_comes() -> None:
@@ -139,7 +140,8 @@ def test_a_slow_model_gets_the_newest_frame_of_a_camera(monkeypatch: pytest.Monk
 
     class SlowModel(NotingModel):
         def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-            numbers.append(int(clips[0]["image"][2, 0, 0]))
+            (image,) = clips[0]["images"].values()
+            numbers.append(int(image[2, 0, 0]))
             awaited.append(min(capture.taken + 30, 200))
             while capture.taken < awaited[-1]:
                 time.sleep(0.001)
@@ -311,24 +313,25 @@ def test_frames_of_changing_size() -> None:
     frames = [grey(1), grey(2, (30, 20)), grey(3)]
     model, results = run(make_cfg(**{"INPUT.MIN_SIZE_TEST": 12}), frames)
     assert [instances.image_size for _, instances in results] == [(24, 32), (30, 20), (24, 32)]
-    assert model.clips[1]["image"].shape == (3, 18, 12)
+    assert model.clips[0]["images"][1].shape == (3, 18, 12)
 
 
 def test_channel_order_follows_the_config() -> None:
     frame = np.full((24, 32, 3), (1, 2, 3), np.uint8)
     for order, expected in (("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])):
         model, results = run(make_cfg(**{"INPUT.FORMAT": order}), [frame])
-        assert model.clips[0]["image"][:, 0, 0].tolist() == expected
+        assert model.clips[0]["images"][0][:, 0, 0].tolist() == expected
         assert results[0][0][0, 0].tolist() == [1, 2, 3]  # what is given out is RGB
 
 
 def test_a_single_frame_model_reads_no_references() -> None:
     cfg = make_cfg()
-    cfg.MODEL.SELSA.ENABLED = cfg.MODEL.TEMPORAL_ROI_ALIGN.ENABLED = False
     source = CountingSource(5)
     for online in (False, True):
         source.reads.clear()
-        model, _ = run(cfg, source, online)
+        model = NotingModel()
+        model.needs_references = False
+        list(VideoDetector(cfg, model).detect(source, online))
         assert source.reads == list(range(5))
         assert all(clip["reference_frame_ids"] == [] for clip in model.clips)
 
@@ -380,13 +383,12 @@ def test_clips_are_those_of_the_evaluation(
         list(detector.detect(folder))
     batches = detector.model.batches
     assert [len(b) for b in batches] == [len(b) for b in expected]
-    same = ("height", "width", "frame_id", "reference_frame_ids")
+    same = ("height", "width", "frame_id", "reference_frame_ids", "kept_frame_ids")
     for ours, theirs in zip(detector.model.clips, [c for b in expected for c in b], strict=True):
         assert [ours[key] for key in same] == [theirs[key] for key in same]
-        assert torch.equal(ours["image"], theirs["image"])
-        assert ours["reference_images"].keys() == theirs["reference_images"].keys()
-        for frame_id, image in theirs["reference_images"].items():
-            assert torch.equal(ours["reference_images"][frame_id], image)
+        assert ours["images"].keys() == theirs["images"].keys()
+        for frame_id, image in theirs["images"].items():
+            assert torch.equal(ours["images"][frame_id], image)
 
 
 def test_class_names(tiny_dataset: Any) -> None:
