@@ -13,7 +13,12 @@ Value = TypeVar("Value")
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"roi_heads\.temporal_roi_align\.", r"roi_heads.roi_aggregation."),
     (r"roi_heads\.box_head\.selsa\.(\d+)\.", r"roi_heads.box_head.aggregations.\1."),
-    (r"contrastive_branch\.(conv|projection)\.", r"contrastive_branch.loss.\1."),
+    (r"contrastive_branch\.(conv|projection)\.", r"contrastive_branch.loss.embedding.\1."),
+    # Detectron2's names, which count from 1
+    *(
+        (rf"roi_heads\.box_head\.fcs\.{index}\.", f"roi_heads.box_head.fc{index + 1}.")
+        for index in range(10)
+    ),
 )
 
 

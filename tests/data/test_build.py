@@ -17,7 +17,6 @@ from detectron2.utils import comm
 from made_datasets import MakeDataset
 
 from clab_d2.data import (
-    VIDDatasetMapper,
     build_vid_test_loader,
     build_vid_train_loader,
     collect_bad_frames,
