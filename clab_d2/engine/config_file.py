@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
 from clab_d2.config import get_clab_cfg
+from clab_d2.config_upgrade import upgrade_options, upgrade_tree
 from clab_d2.data import check_num_classes, register_datasets_from_config
 from clab_d2.engine.config_check import validate_config
 from clab_d2.errors import ConfigError
@@ -42,9 +43,8 @@ def load_config(config_file: str, options: list[str], num_processes: int = 1) ->
         raise ConfigError(f"{config_file}: there is no such config file; see the folder configs")
     check_yaml(config_file)
     cfg = get_clab_cfg()
-    # Detectron2 would otherwise let a YAML file call any Python function.
-    _merge(config_file, functools.partial(cfg.merge_from_file, allow_unsafe=False), config_file)
-    _merge("command line", cfg.merge_from_list, options)
+    _merge(config_file, functools.partial(_merge_file, cfg), config_file)
+    _merge("command line", cfg.merge_from_list, upgrade_options(options))
     _choose_device(cfg, num_processes)
     validate_config(cfg)
     cfg.freeze()
@@ -95,6 +95,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no KEY: VALUE pairs; see the folder configs")
     return content
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    # Detectron2 would otherwise let a YAML file call any Python function.
+    loaded = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
+    cfg.merge_from_other_cfg(CfgNode(upgrade_tree(loaded)))
 
 
 def _merge(source: str, merge: Callable[[Any], None], what: Any) -> None:

@@ -67,13 +67,14 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's constructor, whose parts can't be chosen: here the model comes first
         # and says what its loader must give, and processes on the CPU get no device ids.
         TrainerBase.__init__(self)
-        self.check_test_data(cfg)
         self._schedule = Schedule.of(cfg, comm.get_world_size())
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._resumes = False
 
+        # The model first: it takes seconds, and knows of contradictions in the config.
         model = self.build_model(cfg)
+        self.check_test_data(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg, model)
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer

@@ -49,9 +49,15 @@ class TemporalRoIAlign(RoIAggregation):
         """
         super().__init__()
         if num_heads and channels % num_heads:
-            raise ValueError(f"{num_heads} attention heads do not divide {channels} channels")
+            raise ConfigError(
+                f"MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS {num_heads} does not divide the {channels} "
+                "channels of the feature maps; change one of them"
+            )
         if num_most_similar < 1:
-            raise ValueError("Temporal RoI Align needs at least one most similar position")
+            raise ConfigError(
+                f"MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR is {num_most_similar}; it must be at "
+                "least 1"
+            )
         self.num_most_similar = num_most_similar
         self.num_heads = num_heads
         self.embed = nn.Conv2d(channels, channels, 3, padding=1) if num_heads else None
