@@ -14,12 +14,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Instances
 from torch import Tensor
 
 from clab_d2.layers.most_similar import NORM_EPS
-from clab_d2.layers.roi_pooling import FastROIPooler
 from clab_d2.modeling.aggregation.base import ROI_AGGREGATION_REGISTRY
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
@@ -81,23 +79,14 @@ class PlainTemporalRoIAlign(TemporalRoIAlign):
         return plain_temporal_roi_align(self, roi_features, repeated)
 
 
-class PlainROIPooler(FastROIPooler):
-    """torchvision's RoIAlign on every device."""
-
-    forward = ROIPooler.forward
-
-
 @ROI_HEADS_REGISTRY.register()
 class PlainTemporalROIHeads(TemporalROIHeads):
-    """:class:`TemporalROIHeads` with :class:`PlainROIPooler`."""
+    """:class:`TemporalROIHeads` with torchvision's RoIAlign on every device."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         arguments = super().from_config(cfg, input_shape)
-        fast = arguments["pooler"]
-        arguments["pooler"] = PlainROIPooler(
-            fast.output_size, fast.scales, fast.sampling_ratio, fast.pooler_type
-        )
+        arguments["pooler"].backend = "torchvision"
         return arguments
 
 
