@@ -26,7 +26,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
 from clab_d2.data import VIDDatasetMapper
-from clab_d2.data.frames import ClipAugmentation, ClipTransform
+from clab_d2.data.clip_augmentation import ClipAugmentation, ClipTransform
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError

@@ -17,8 +17,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch.utils.data import get_worker_info
 
+from clab_d2.data.clip_augmentation import ClipAugmentation, ClipTransform
 from clab_d2.data.coco_vid import get_video_table
-from clab_d2.data.frames import IMAGE_FORMATS, ClipAugmentation, ClipTransform, read_frame
+from clab_d2.data.frames import IMAGE_FORMATS, read_frame
 from clab_d2.data.reference_sampling import ReferenceSampling, build_reference_sampling
 from clab_d2.data.reference_schedule import ReferenceSchedule
 from clab_d2.data.truth_table import TruthTable, load_truth_table

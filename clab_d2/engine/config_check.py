@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,6 +17,7 @@ from detectron2.modeling import (
 )
 
 from clab_d2.data.reference_sampling import build_reference_sampling
+from clab_d2.data.training_order import TRAINING_SAMPLERS
 from clab_d2.engine.optimizer import OPTIMIZERS
 from clab_d2.errors import ConfigError
 from clab_d2.modeling.aggregation.base import (
@@ -81,12 +84,38 @@ def _check_choices(cfg: CfgNode) -> None:
         SCHEDULES,
     )
     _choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
+    _choice("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, TRAINING_SAMPLERS)
     _choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, sorted(OPTIMIZERS))
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         _choice(
             "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
             cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
             ("full_model", "norm", "value"),
+        )
+
+
+# Keys of Detectron2's that would change nothing here, what they must be, and what to do instead.
+_WITHOUT_EFFECT: tuple[tuple[str, Any, str], ...] = (
+    ("MODEL.MASK_ON", False, "clips have no masks"),
+    ("MODEL.KEYPOINT_ON", False, "clips have no keypoints"),
+    ("MODEL.LOAD_PROPOSALS", False, "proposals come from the RPN"),
+    ("DATASETS.PROPOSAL_FILES_TRAIN", (), "proposals come from the RPN"),
+    ("DATASETS.PROPOSAL_FILES_TEST", (), "proposals come from the RPN"),
+    ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", False, "the box head trains on proposals"),
+)
+
+
+def _check_without_effect(cfg: CfgNode) -> None:
+    for key, must_be, why in _WITHOUT_EFFECT:
+        value = functools.reduce(getattr, key.split("."), cfg)
+        if (tuple(value) if isinstance(value, list | tuple) else value) != must_be:
+            raise ConfigError(f"{key} is {value!r} and would change nothing: {why}; leave it out")
+    if cfg.MODEL.BACKBONE.FIX_BN_STATISTICS and "SyncBN" in (
+        cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM,
+    ):
+        raise ConfigError(
+            "MODEL.BACKBONE.FIX_BN_STATISTICS fixes what SyncBN would share between GPUs; take "
+            'MODEL.RESNETS.NORM (and FPN.NORM) "BN", or set it False'
         )
 
 
@@ -171,6 +200,7 @@ def _check_solver(cfg: CfgNode) -> None:
 _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_names,
     _check_choices,
+    _check_without_effect,
     _check_plugs,
     _check_features,
     _check_contrastive,

@@ -44,6 +44,7 @@ from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
 from clab_d2.engine.hooks import DataOrder, PeriodicEvaluation, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
+from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DivergenceError
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.modeling import prepare_for_inference
@@ -270,6 +271,7 @@ class Trainer(DefaultTrainer):
         # A copy, as training may go on; one way of evaluating, so that the figures at a training's
         # end are those that --eval-only gives.
         model = prepare_for_inference(copy.deepcopy(_bare(model)), cfg)
+        model = with_test_time_augmentation(model, cfg)
         results: dict[str, Any] = {}
         for number, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name, model)

@@ -23,6 +23,7 @@ from clab_d2.modeling.backbones.resnet_dc5 import (
     fix_batch_norm_statistics,
 )
 from clab_d2.modeling.clip_batch import Clip, ClipBatch
+from clab_d2.modeling.clip_drawing import draw_training_clip
 from clab_d2.modeling.contrastive.base import ContrastiveFrame
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch
 from clab_d2.modeling.optimize import autocast_to
@@ -61,6 +62,8 @@ class TemporalDetector(nn.Module, ABC):
         pixel_std: Sequence[float],
         frames_per_batch: int = 1,
         precision: str = "fp32",
+        vis_period: int = 0,
+        input_format: str = "RGB",
     ) -> None:
         """
         Args:
@@ -71,6 +74,8 @@ class TemporalDetector(nn.Module, ABC):
             pixel_mean, pixel_std: normalisation, one number a channel.
             frames_per_batch: at test, frames that go through the backbone together.
             precision: at test, "fp32", or "bf16" or "fp16" for autocast.
+            vis_period: iterations between two pictures of a training clip; 0 draws none.
+            input_format: channel order of the images, "RGB" or "BGR".
         """
         super().__init__()
         self.backbone = backbone
@@ -79,6 +84,8 @@ class TemporalDetector(nn.Module, ABC):
         self.contrastive_branch = contrastive_branch
         self.frames_per_batch = frames_per_batch
         self.precision = precision
+        self.vis_period = vis_period
+        self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.memory = ReferenceMemory()
@@ -110,6 +117,8 @@ class TemporalDetector(nn.Module, ABC):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "frames_per_batch": cfg.TEST.KEY_FRAMES_PER_BATCH,
             "precision": cfg.TEST.PRECISION,
+            "vis_period": cfg.VIS_PERIOD,
+            "input_format": cfg.INPUT.FORMAT,
         }
 
     # ---------------------------------------------------------------- what a subclass says
@@ -244,9 +253,16 @@ class TemporalDetector(nn.Module, ABC):
         ]
         targets = [clip["instances"][clip["frame_id"]].to(self.device) for clip in clips]
         losses = self.detection_losses(keys, references, targets)
+        if self.vis_period and get_event_storage().iter % self.vis_period == 0:
+            self._draw(clips[0])
         if self.contrastive_branch is not None:
             losses["loss_contrastive"] = self._contrastive_loss(batch, tapped, weight)
         return losses
+
+    def _draw(self, clip: Clip) -> None:
+        """Give a picture of a clip to the event storage, and so to TensorBoard."""
+        picture = draw_training_clip(clip, self.input_format == "BGR")
+        get_event_storage().put_image("training clip", picture.transpose(2, 0, 1))
 
     def _training_frames(
         self, images: Sequence[Tensor], tap: bool

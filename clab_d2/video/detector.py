@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from clab_d2.data.catalog import register_datasets_from_config
-from clab_d2.data.frames import ClipAugmentation
+from clab_d2.data.clip_augmentation import ClipAugmentation
 from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.data.reference_sampling import (
     CausalReferences,
@@ -234,6 +234,7 @@ class _LookAheadReader:
 
 def _load_model(cfg: CfgNode) -> nn.Module:
     from clab_d2.engine.checkpointer import VIDCheckpointer
+    from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
     from clab_d2.modeling import prepare_for_inference  # registers the models, too
 
     if not cfg.MODEL.WEIGHTS:
@@ -247,7 +248,7 @@ def _load_model(cfg: CfgNode) -> nn.Module:
     model = build_model(cfg)
     checkpointer = VIDCheckpointer(model, purpose="inference", trusted=cfg.MODEL.TRUST_WEIGHTS)
     checkpointer.load(cfg.MODEL.WEIGHTS)
-    return prepare_for_inference(model, cfg)
+    return with_test_time_augmentation(prepare_for_inference(model, cfg), cfg)
 
 
 def class_names(cfg: CfgNode) -> list[str]:

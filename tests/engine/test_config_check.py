@@ -53,6 +53,21 @@ def test_config_without_contradictions(cfg: CfgNode) -> None:
         (["SOLVER.LOG_PERIOD", "0"], "SOLVER.LOG_PERIOD", "at least 1"),
         (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED", "GPU"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "4"], "REFERENCE_WORLD_SIZE", "multiple"),
+        (["DATALOADER.SAMPLER_TRAIN", "Nope"], "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"),
+        (["MODEL.AGGREGATION.MAPS", "Nope"], "MODEL.AGGREGATION.MAPS", "--import"),
+        (["MODEL.CONTRASTIVE.LOSS", "Nope"], "MODEL.CONTRASTIVE.LOSS", "ClipContrast"),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "META_ARCHITECTURE", "TemporalRCNN"),
+        # keys of Detectron2's that would be accepted and change nothing
+        (["MODEL.MASK_ON", "True"], "MODEL.MASK_ON", "leave it out"),
+        (["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON", "leave it out"),
+        (["MODEL.LOAD_PROPOSALS", "True"], "MODEL.LOAD_PROPOSALS", "leave it out"),
+        (["DATASETS.PROPOSAL_FILES_TRAIN", "('a',)"], "PROPOSAL_FILES_TRAIN", "leave it out"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('a',)"], "PROPOSAL_FILES_TEST", "leave it out"),
+        (["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"], "TRAIN_ON_PRED_BOXES", "leave it"),
+        (
+            ["MODEL.BACKBONE.FIX_BN_STATISTICS", "True", "MODEL.RESNETS.NORM", "SyncBN"],
+            "FIX_BN_STATISTICS", "set it False",
+        ),
     ],
 )  # fmt: skip
 def test_contradictions(cfg: CfgNode, options: list[str], key: str, remedy: str) -> None:

@@ -201,3 +201,23 @@ def test_taps_of_the_single_scale_backbone(config, tap):
 def test_a_pyramid_taps_the_network_below_it(config):
     model = build(config("clab_fpn_quick", "MODEL.CONTRASTIVE.IN_FEATURE", "res4")).train()
     assert losses_of(model, [training_clip(1), training_clip(2)])["loss_contrastive"] > 0
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_a_clip_is_drawn_every_so_often(config, order):
+    model = build(config("clab_quick", "VIS_PERIOD", 2, "INPUT.FORMAT", order)).train()
+    clip = training_clip(1)
+    drawn = {}
+    for iteration in (3, 4):
+        with EventStorage(iteration) as storage:
+            model([clip])
+            drawn[iteration] = [picture for _, picture, _ in storage._vis_data]
+    assert drawn[3] == []
+    (picture,) = drawn[4]
+    assert picture.ndim == 3 and len(picture) == 3
+    # The second cell is a reference as it is: the channel order is put right.
+    reference = clip["images"][3].float().mean(dim=(1, 2))
+    if order == "BGR":
+        reference = reference.flip(0)
+    cell = torch.as_tensor(picture[:, 40:250, 372:720].copy()).float().mean(dim=(1, 2))
+    torch.testing.assert_close(cell, reference, atol=6, rtol=0)

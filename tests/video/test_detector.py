@@ -24,7 +24,7 @@ from torch import nn
 
 from clab_d2 import get_clab_cfg
 from clab_d2.data import build_vid_test_loader, register_datasets_from_config
-from clab_d2.data.frames import OpenCVResizeTransform
+from clab_d2.data.clip_augmentation import OpenCVResizeTransform
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import VideoDetector, VideoSource, class_names
 
