@@ -162,6 +162,21 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR = 2
     cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS = 4
 
+    # Flow-guided aggregation (MODEL.AGGREGATION.MAPS "FlowGuided"): reference maps are warped onto
+    # the key frame along the optical flow of torchvision's RAFT-small.
+    cfg.MODEL.FLOW_GUIDED = CN()
+    # "torchvision" (fetched once), a file with torchvision's weights, or "random". Read only where
+    # the weights of the detector that are loaded don't hold the flow network's.
+    cfg.MODEL.FLOW_GUIDED.FLOW_WEIGHTS = "torchvision"
+    # True trains the flow network, too.
+    cfg.MODEL.FLOW_GUIDED.TRAIN_FLOW = False
+    # Pixels of the images that flow is computed on, per pixel of those the backbone gets.
+    cfg.MODEL.FLOW_GUIDED.FLOW_SCALE = 0.5
+    # RAFT's refinements of the flow.
+    cfg.MODEL.FLOW_GUIDED.FLOW_UPDATES = 12
+    # Channels of the embedding's 1x1, 3x3 and 1x1 conv, whose cosines weight the frames.
+    cfg.MODEL.FLOW_GUIDED.EMBED_DIMS = [512, 512, 2048]
+
     # The CLAB branch (training only). IN_FEATURE: a ResNet stage, the neck's output, an FPN level.
     cfg.MODEL.CONTRASTIVE = CN()
     cfg.MODEL.CONTRASTIVE.ENABLED = False

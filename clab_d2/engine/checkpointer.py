@@ -192,6 +192,8 @@ class VIDCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = self._with_todays_names(checkpoint["model"], own)
         try:
             incompatible = super()._load_model(checkpoint)
+        except (ConfigError, DataError):  # of a part of the model that reads a file of its own
+            raise
         except ValueError as error:  # Detectron2's matching by endings finds several places
             raise DataError(f"{self._path}: {error}; is it of another architecture?") from None
         mismatches = [_Mismatch(*entry) for entry in incompatible.incorrect_shapes]

@@ -10,6 +10,7 @@ from clab_d2.modeling.aggregation.base import (
     MapAggregation,
     RoIAggregation,
 )
+from clab_d2.modeling.aggregation.flow_guided import FlowGuided
 from clab_d2.modeling.aggregation.selsa import SELSA
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.backbones.resnet_dc5 import (
@@ -44,6 +45,7 @@ __all__ = [
     "ContrastiveBranch",
     "ContrastiveFrame",
     "ContrastiveLoss",
+    "FlowGuided",
     "FrameFeatures",
     "FrameMaps",
     "MMDetectionRPN",

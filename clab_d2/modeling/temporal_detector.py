@@ -228,9 +228,9 @@ class TemporalDetector(nn.Module, ABC):
         """The key frame with maps that take in its references'; itself without such a method."""
         if self.map_aggregation is None or not references.frames:
             return key
-        features = self.map_aggregation(
-            _frame_maps(key), [_frame_maps(frame) for frame in references.frames], references.counts
-        )
+        own = _frame_maps(key)
+        others = [own if frame is key else _frame_maps(frame) for frame in references.frames]
+        features = self.map_aggregation(own, others, references.counts)
         return FrameFeatures(features, key.image_size)
 
     # ---------------------------------------------------------------- training

@@ -150,7 +150,13 @@ def test_eval_only_gives_what_training_ended_with(
 
 @pytest.mark.parametrize(
     ("config", "losses"),
-    [("faster_rcnn", 4), ("selsa", 4), ("temporal_roi_align", 4), ("clab_fpn", 5)],
+    [
+        ("faster_rcnn", 4),
+        ("selsa", 4),
+        ("temporal_roi_align", 4),
+        ("clab_fpn", 5),
+        ("flow_guided", 4),
+    ],
 )
 def test_every_kind_of_detector_trains(
     arguments: Arguments, tmp_path: Path, config: str, losses: int

@@ -84,7 +84,7 @@ class MapAggregation(nn.Module, ABC):
         Args:
             key: the key frame.
             references: the distinct reference frames, at least one; their maps may differ in size
-                from the key frame's. The key frame may be among them.
+                from the key frame's. The key frame may be among them, as the same object.
             counts: how often each of them counts.
 
         Returns:
