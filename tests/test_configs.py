@@ -144,6 +144,28 @@ METHODS = {
     },
 }
 
+#: Configs beside the paper's: what each starts from, and all that it changes.
+BEYOND_PAPER = {
+    **{
+        f"ImageNetVID/flow_guided_{net}_DC5.yaml": (
+            f"ImageNetVID/faster_rcnn_{net}_DC5.yaml",
+            {
+                "MODEL.AGGREGATION.MAPS": "FlowGuided",
+                "TEST.REFERENCES.SAMPLING": "fixed",
+                "TEST.REFERENCES.NUM": 20,
+            },
+        )
+        for net in ("R_50", "R_101")
+    },
+    "ImageNetVID/clab_cascade_R_101_DC5.yaml": (
+        "ImageNetVID/clab_R_101_DC5.yaml",
+        {
+            "MODEL.ROI_HEADS.NAME": "TemporalCascadeROIHeads",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+        },
+    ),
+}
+
 
 def load(name: str) -> CfgNode:
     cfg = get_clab_cfg()
@@ -177,7 +199,7 @@ def test_config_is_valid(name: str) -> None:
 
 
 def test_every_method_has_every_backbone() -> None:
-    assert set(PAPER) == {
+    assert set(PAPER) - set(BEYOND_PAPER) == {
         f"ImageNetVID/{method}_{net}_DC5.yaml" for method in METHODS for net in NETS
     }
 
@@ -257,3 +279,23 @@ def test_config_of_the_golden_checkpoint() -> None:
     assert shapes["roi_heads.box_predictor.cls_score.weight"] == (31, 128)
     assert shapes["roi_heads.box_predictor.bbox_pred.weight"] == (120, 128)
     assert shapes["contrastive_branch.loss.embedding.conv.weight"] == (512, 256, 3, 3)
+
+
+@pytest.mark.parametrize("name", BEYOND_PAPER)
+def test_config_beside_the_papers_is_its_base_with_the_method(name: str) -> None:
+    base, changes = BEYOND_PAPER[name]
+    cfg, expected = load(name), load(base)
+    expected.merge_from_list([part for change in changes.items() for part in change])
+    expected.OUTPUT_DIR = f"output/{name.removesuffix('.yaml')}"
+    assert cfg == expected
+
+
+def test_constants_beside_the_papers() -> None:
+    """Those of FGFA's and Cascade R-CNN's papers; equal to the defaults, and written out."""
+    flow = load("ImageNetVID/flow_guided_R_101_DC5.yaml").MODEL.FLOW_GUIDED
+    assert (flow.FLOW_SCALE, flow.EMBED_DIMS) == (0.5, [512, 512, 2048])
+    assert (flow.FLOW_WEIGHTS, flow.TRAIN_FLOW, flow.FLOW_UPDATES) == ("torchvision", False, 12)
+    cascade = load("ImageNetVID/clab_cascade_R_101_DC5.yaml").MODEL.ROI_BOX_CASCADE_HEAD
+    assert cascade.IOUS == (0.5, 0.6, 0.7)
+    weights = [(10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)]
+    assert [tuple(each) for each in cascade.BBOX_REG_WEIGHTS] == weights

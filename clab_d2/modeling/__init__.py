@@ -29,6 +29,7 @@ from clab_d2.modeling.contrastive.schedule import contrastive_weight
 from clab_d2.modeling.optimize import prepare_for_inference
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
+from clab_d2.modeling.roi_heads.temporal_cascade_roi_heads import TemporalCascadeROIHeads
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 from clab_d2.modeling.rpn import MMDetectionRPN
 from clab_d2.modeling.temporal_detector import TemporalDetector
@@ -55,6 +56,7 @@ __all__ = [
     "RoIAggregation",
     "SingleScaleBackbone",
     "TemporalBoxHead",
+    "TemporalCascadeROIHeads",
     "TemporalDetector",
     "TemporalRCNN",
     "TemporalROIHeads",

@@ -156,6 +156,7 @@ def test_eval_only_gives_what_training_ended_with(
         ("temporal_roi_align", 4),
         ("clab_fpn", 5),
         ("flow_guided", 4),
+        ("clab_cascade", 9),
     ],
 )
 def test_every_kind_of_detector_trains(

@@ -60,7 +60,7 @@ class TemporalROIHeads(ROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         channels = _channels_of(cfg.MODEL.ROI_HEADS.IN_FEATURES, input_shape)
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        box_head = build_box_head(
+        box_head = cls.build_box_head(
             cfg, ShapeSpec(channels=channels, height=resolution, width=resolution)
         )
         return {
@@ -74,13 +74,29 @@ class TemporalROIHeads(ROIHeads):
             ),
             "roi_aggregation": build_roi_aggregation(cfg, channels),
             "box_head": box_head,
-            "box_predictor": FastRCNNOutputLayers(cfg, box_head.output_shape),
+            "box_predictor": cls.build_box_predictor(cfg, box_head),
         }
+
+    @classmethod
+    def build_box_head(cls, cfg: CfgNode, shape: ShapeSpec) -> nn.Module:
+        """The box head of ``MODEL.ROI_BOX_HEAD`` for RoI features of a shape; a subclass may have
+        another, or several."""
+        return build_box_head(cfg, shape)
+
+    @classmethod
+    def build_box_predictor(cls, cfg: CfgNode, box_head: nn.Module) -> nn.Module:
+        """What predicts from the features of :meth:`build_box_head`'s."""
+        return FastRCNNOutputLayers(cfg, box_head.output_shape)
+
+    @property
+    def box_heads(self) -> list[TemporalBoxHead]:
+        """All box heads."""
+        return [self.box_head]
 
     @property
     def needs_references(self) -> bool:
         """Whether detections in a key frame depend on reference frames."""
-        parts: list[nn.Module | None] = [self.box_head, self.roi_aggregation]
+        parts: list[nn.Module | None] = [*self.box_heads, self.roi_aggregation]
         return any(part is not None and part.needs_references for part in parts)
 
     # ---------------------------------------------------------------- references
@@ -90,8 +106,16 @@ class TemporalROIHeads(ROIHeads):
         what its aggregation encodes; empty without such aggregations."""
         if not self.box_head.needs_references:
             return [[] for _ in frames]
+        return self.encode_by_frame(self.box_head, *self.pool_proposals(frames))
+
+    def pool_proposals(self, frames: Sequence[FrameFeatures]) -> tuple[Tensor, list[int]]:
+        """Plain RoIAlign of frames' own proposals.
+
+        Returns:
+            (M, C, S, S), one frame after the other, and how many each has.
+        """
         pooled = torch.cat([self.pool(frame, frame.proposals.proposal_boxes) for frame in frames])
-        return self.encode_by_frame(self.box_head, pooled, [len(f.proposals) for f in frames])
+        return pooled, [len(frame.proposals) for frame in frames]
 
     @staticmethod
     def encode_by_frame(
@@ -181,11 +205,33 @@ class TemporalROIHeads(ROIHeads):
             references: frames to aggregate over, encoded.
         """
         pooled = self.aggregated_pool(frame, proposals.proposal_boxes, references)
-        if not self.box_head.needs_references:
-            return self.box_predictor(self.box_head(pooled))
-        encoded = self.join_frames("box head", [f.encoded for f in references.frames], references)
-        counts = references.counts_of_proposals(pooled)
-        return self.box_predictor(self.box_head(pooled, encoded, counts))
+        encoded = [reference.encoded for reference in references.frames]
+        return self.box_predictor(
+            self.box_features("box head", self.box_head, pooled, encoded, references)
+        )
+
+    @classmethod
+    def box_features(
+        cls,
+        name: object,
+        box_head: TemporalBoxHead,
+        pooled: Tensor,
+        encoded: Sequence[Sequence[Sequence[Tensor]]],
+        references: References,
+    ) -> Tensor:
+        """What a box head makes of a key frame's RoIs, (R, D).
+
+        Args:
+            name: of the head, for the references' memory.
+            box_head: the head.
+            pooled: (R, C, S, S) RoI features.
+            encoded: of each reference frame, what :meth:`encode_by_frame` gave by this head.
+            references: the frames.
+        """
+        if not box_head.needs_references:
+            return box_head(pooled)
+        joined = cls.join_frames(name, encoded, references)
+        return box_head(pooled, joined, references.counts_of_proposals(pooled))
 
     def forward(
         self,
