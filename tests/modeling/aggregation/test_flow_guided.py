@@ -310,13 +310,7 @@ WITH = {
         "MODEL.AGGREGATION.BOX_FEATURES", "SELSA",
         "MODEL.AGGREGATION.ROI_FEATURES", "TemporalRoIAlign",
     ),
-    "on a pyramid": (
-        "clab_fpn_quick",
-        "MODEL.AGGREGATION.MAPS", "FlowGuided",
-        "MODEL.FLOW_GUIDED.FLOW_WEIGHTS", "random",
-        "MODEL.FLOW_GUIDED.FLOW_UPDATES", 2,
-        "MODEL.FLOW_GUIDED.EMBED_DIMS", [16, 16, 32],
-    ),
+    "on a pyramid": ("clab_fpn_quick", "MODEL.AGGREGATION.MAPS", "FlowGuided"),
 }  # fmt: skip
 
 
