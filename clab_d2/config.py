@@ -181,12 +181,28 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.CONTRASTIVE = CN()
     cfg.MODEL.CONTRASTIVE.ENABLED = False
     cfg.MODEL.CONTRASTIVE.IN_FEATURE = "res4"
-    # What is contrasted: "ClipContrast" is the paper's (frames of a clip against all other clips).
+    # What is contrasted: "ClipContrast" is the paper's (frames of a clip against all other clips);
+    # "ForegroundContrast" pools frames inside the objects' boxes only; "TrackContrast" contrasts
+    # objects by track (after QDTrack), "ClassContrast" by class (after FSCE).
     cfg.MODEL.CONTRASTIVE.LOSS = "ClipContrast"
     cfg.MODEL.CONTRASTIVE.CONV_DIM = 512
     cfg.MODEL.CONTRASTIVE.HIDDEN_DIM = 256
     cfg.MODEL.CONTRASTIVE.EMBED_DIM = 128
     cfg.MODEL.CONTRASTIVE.TEMPERATURE = 0.1
+    # Embeddings of earlier steps to contrast with as well, over all GPUs; 0: none.
+    cfg.MODEL.CONTRASTIVE.MEMORY_SIZE = 0
+    # TrackContrast, ClassContrast: bins along each side of a box.
+    cfg.MODEL.CONTRASTIVE.POOLER_RESOLUTION = 7
+    # ClassContrast: jittered copies of each object's box; their centres move by up to AMOUNT of its
+    # sides, their sides grow or shrink by up to a factor of exp(AMOUNT).
+    cfg.MODEL.CONTRASTIVE.JITTER = CN()
+    cfg.MODEL.CONTRASTIVE.JITTER.COPIES = 3
+    cfg.MODEL.CONTRASTIVE.JITTER.AMOUNT = 0.15
+    # ClassContrast: a box is an anchor from this IoU with its object on.
+    cfg.MODEL.CONTRASTIVE.IOU_GATE = 0.7
+    # ClassContrast: an anchor counts alike whatever its IoU u ("none"), as u ("linear") or as
+    # exp(u) - 1 ("exp").
+    cfg.MODEL.CONTRASTIVE.IOU_WEIGHTING = "none"
     # Weight of the contrastive loss: START at iteration 0; "linear" and "cosine" fall to 0 at
     # iteration STEPS and stay there, "constant" stays at START.
     cfg.MODEL.CONTRASTIVE.WEIGHT = CN()

@@ -24,8 +24,11 @@ from clab_d2.modeling.contrastive.base import (
     ContrastiveLoss,
 )
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch
+from clab_d2.modeling.contrastive.class_contrast import ClassContrast
 from clab_d2.modeling.contrastive.clip_contrast import ClipContrast
+from clab_d2.modeling.contrastive.foreground_contrast import ForegroundContrast
 from clab_d2.modeling.contrastive.schedule import contrastive_weight
+from clab_d2.modeling.contrastive.track_contrast import TrackContrast
 from clab_d2.modeling.optimize import prepare_for_inference
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
@@ -42,11 +45,13 @@ __all__ = [
     "ROI_AGGREGATION_REGISTRY",
     "SELSA",
     "BoxAggregation",
+    "ClassContrast",
     "ClipContrast",
     "ContrastiveBranch",
     "ContrastiveFrame",
     "ContrastiveLoss",
     "FlowGuided",
+    "ForegroundContrast",
     "FrameFeatures",
     "FrameMaps",
     "MMDetectionRPN",
@@ -61,6 +66,7 @@ __all__ = [
     "TemporalRCNN",
     "TemporalROIHeads",
     "TemporalRoIAlign",
+    "TrackContrast",
     "build_resnet_dc5_backbone",
     "contrastive_weight",
     "fix_batch_norm_statistics",

@@ -28,7 +28,10 @@ from clab_d2.data.reference_sampling import AdaptiveReferences, RandomReferences
 from clab_d2.evaluation.vid_metric import SUBSETS, mean_over_classes, vid_average_precision
 from clab_d2.modeling.aggregation.selsa import SELSA
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
-from clab_d2.modeling.contrastive.branch import ContrastiveBranch, contrastive_weight
+from clab_d2.modeling.contrastive.base import ContrastiveFrame
+from clab_d2.modeling.contrastive.clip_contrast import ClipContrast
+from clab_d2.modeling.contrastive.embedding import Embedding
+from clab_d2.modeling.contrastive.schedule import contrastive_weight
 from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,15 +135,15 @@ def contrastive_branch(name: str) -> list[float]:
     """Loss, its gradient by the features."""
     arrays = load(name)
     features = torch.from_numpy(arrays["features"]).requires_grad_(True)
-    branch = ContrastiveBranch(
-        ShapeSpec(channels=features.shape[1]),
-        in_feature="res4",
-        temperature=float(arrays["temperature"]),
-    )
-    branch.load_state_dict(renamed(arrays, BRANCH))
+    embedding = Embedding(features.shape[1], conv_dim=512, hidden_dim=256, embed_dim=128)
+    embedding.load_state_dict(renamed(arrays, BRANCH))
     keys, refs = int(arrays["num_keys"]), int(arrays["num_refs"])
     clips = list(range(keys)) + [clip for clip in range(keys) for _ in range(refs)]
-    loss = branch(branch.embed(features), clips)
+    frames = [
+        ContrastiveFrame(feature[None], tuple(feature.shape[-2:]), clip, ("golden", clip))
+        for feature, clip in zip(features, clips, strict=True)
+    ]
+    loss = ClipContrast(embedding, temperature=float(arrays["temperature"]))(frames)
     loss.backward()
     assert features.grad is not None
     return [difference(loss, arrays["loss"]), difference(features.grad, arrays["grad"])]

@@ -12,69 +12,80 @@ from detectron2.utils import comm
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import Tensor
 
-from clab_d2.errors import ConfigError
 from clab_d2.modeling.contrastive.base import (
     CONTRASTIVE_LOSS_REGISTRY,
     ContrastiveFrame,
-    ContrastiveLoss,
     map_distinct,
 )
 from clab_d2.modeling.contrastive.embedding import Embedding
-from clab_d2.modeling.contrastive.whole_batch import (
-    as_whole_batch_loss,
-    gather_numbers,
-    gather_rows,
-)
+from clab_d2.modeling.contrastive.examples import Examples
+from clab_d2.modeling.contrastive.pair_contrast import PairContrast, checked_temperature
+from clab_d2.modeling.contrastive.whole_batch import gather_numbers, stable_label
 
 
 @CONTRASTIVE_LOSS_REGISTRY.register()
-class ClipContrast(ContrastiveLoss):
+class ClipContrast(PairContrast):
     """NT-Xent over the embeddings of all frames of all clips on all GPUs (CLAB's paper).
 
     A frame's embedding is that of its whole map: conv, ReLU, global average pool, projection.
+
+    Remembered frames are negatives, as their clips are over, but for those of the anchor's video,
+    which are left out: they may show what the anchor shows. Within a batch, other clips of the
+    video are negatives, as in the paper.
     """
 
     @configurable
-    def __init__(self, embedding: Embedding, temperature: float = 0.1) -> None:
+    def __init__(
+        self, embedding: Embedding, temperature: float = 0.1, memory_size: int = 0
+    ) -> None:
         """
         Args:
             embedding: conv and projection.
             temperature: NT-Xent's.
+            memory_size: see :class:`PairContrast`.
         """
-        super().__init__()
-        if temperature <= 0:
-            raise ConfigError(
-                f"MODEL.CONTRASTIVE.TEMPERATURE is {temperature}; it must be positive "
-                "(the paper has 0.1)"
-            )
-        self.embedding = embedding
-        self.loss = NTXentLoss(temperature=temperature)
+        loss = NTXentLoss(temperature=checked_temperature(temperature))
+        super().__init__(embedding, loss, memory_size)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        branch = cfg.MODEL.CONTRASTIVE
         return {
-            "embedding": Embedding(
-                input_shape.channels, branch.CONV_DIM, branch.HIDDEN_DIM, branch.EMBED_DIM
-            ),
-            "temperature": branch.TEMPERATURE,
+            "embedding": Embedding(cfg, input_shape),
+            **cls.common_arguments(cfg),
         }
 
-    def pool(self, maps: Tensor, frames: Sequence[ContrastiveFrame]) -> Tensor:
-        """Maps of N frames (N, C, h, w) -> (N, C): the mean over the whole map."""
-        return maps.mean(dim=(2, 3))
+    def pool(self, maps: Tensor, frames: Sequence[ContrastiveFrame]) -> Sequence[Tensor]:
+        """Maps of N frames (N, C, h, w) -> (1, C) for each, the mean over the whole map.
 
-    def embed(self, features: Tensor, frames: Sequence[ContrastiveFrame]) -> Tensor:
-        """Tapped maps of N frames (N, C, h, w) -> (N, embed_dim)."""
-        return self.embedding.project(self.pool(self.embedding.maps(features), frames))
+        A subclass may give (0, C) for a frame that is to be left out.
+        """
+        return maps.mean(dim=(2, 3)).split(1)
 
-    def forward(self, frames: Sequence[ContrastiveFrame]) -> Tensor:
-        """See :meth:`ContrastiveLoss.forward`; 0 where there is no negative pair."""
-        embeddings = torch.stack(map_distinct(frames, self.embed))
-        clips = [frame.clip for frame in frames]
-        num_clips = gather_numbers(max(clips) + 1, embeddings.device)
-        labels = torch.tensor(clips, device=embeddings.device) + sum(num_clips[: comm.get_rank()])
-        # Cosines over a temperature of 0.1 want full precision, whatever the autocast mode.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            loss = self.loss(gather_rows(embeddings.float()), gather_rows(labels))
-        return as_whole_batch_loss(loss)
+    def embed(self, features: Tensor, frames: Sequence[ContrastiveFrame]) -> Sequence[Tensor]:
+        """Tapped maps of N frames (N, C, h, w) -> (1, embed_dim) for each, or (0, embed_dim)."""
+        pooled = self.pool(self.embedding.maps(features), frames)
+        return self.embedding.project(torch.cat(list(pooled))).split([len(rows) for rows in pooled])
+
+    def examples(self, frames: Sequence[ContrastiveFrame]) -> Examples:
+        rows = map_distinct(frames, self.embed)
+        embeddings = torch.cat(rows)
+        num_clips = gather_numbers(1 + max(frame.clip for frame in frames), embeddings.device)
+        first = sum(num_clips[: comm.get_rank()])
+        counted = [frame for frame, row in zip(frames, rows, strict=True) if len(row)]
+        return Examples(
+            embeddings,
+            _numbers([first + frame.clip for frame in counted], embeddings),
+            _numbers([stable_label(*frame.video) for frame in counted], embeddings),
+            embeddings.new_ones(len(embeddings)),
+        )
+
+    def pairs(self, anchors: Examples, others: Examples, remembered: bool) -> tuple[Tensor, Tensor]:
+        if remembered:
+            other_video = anchors.videos[:, None] != others.videos
+            return torch.zeros_like(other_video), other_video
+        same_clip = anchors.labels[:, None] == others.labels
+        return same_clip, ~same_clip
+
+
+def _numbers(values: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)

@@ -22,6 +22,8 @@ def gather_rows(rows: Tensor) -> Tensor:
     if comm.get_world_size() == 1:
         return rows
     lengths = gather_numbers(len(rows), rows.device)
+    if max(lengths) == 0:
+        return rows
     padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
     padded[: len(rows)] = rows.detach()
     joined = [
