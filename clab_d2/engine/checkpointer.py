@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 # The contrastive branch, which serves training alone.
 BRANCH_PREFIX = "contrastive_branch."
+
+# What its loss remembers of a training's last steps: of that training's data and classes.
+MEMORY_PREFIX = BRANCH_PREFIX + "loss.memory."
 
 # Layers whose shape follows from the number of classes (a cascade has several of each).
 _CLASS_LAYER = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?(cls_score|bbox_pred)\.")
@@ -190,6 +193,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         own = list(self.model.state_dict())
         if not checkpoint.get("matching_heuristics", False):
             checkpoint["model"] = self._with_todays_names(checkpoint["model"], own)
+        if not self._resuming:
+            checkpoint["model"] = _without_memory(checkpoint["model"])
         try:
             incompatible = super()._load_model(checkpoint)
         except (ConfigError, DataError):  # of a part of the model that reads a file of its own
@@ -200,6 +205,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         mismatched = {entry.name for entry in mismatches}
         missing = [name for name in incompatible.missing_keys if name not in mismatched]
         missing = self._without_shared(missing, own)
+        if not self._resuming:
+            missing = list(_without_memory(dict.fromkeys(missing)))
         surplus = list(incompatible.unexpected_keys)
         placed = set(own) - set(incompatible.missing_keys) - mismatched
         if not placed and not mismatches:
@@ -335,6 +342,12 @@ class VIDCheckpointer(DetectionCheckpointer):
             mismatches = [entry for entry in mismatches if not _CLASS_LAYER.match(entry.name)]
             remedy = "give the config that these weights were trained with"
         return f"{self._path}: {_shapes(mismatches)}; {remedy}"
+
+
+def _without_memory(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights without what the contrastive loss remembers, which serves resuming alone: a
+    training that starts, perhaps on other data with other classes, starts with no memory."""
+    return {name: w for name, w in weights.items() if not name.startswith(MEMORY_PREFIX)}
 
 
 def _shapes(mismatches: Sequence[_Mismatch]) -> str:

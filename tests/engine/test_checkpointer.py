@@ -184,6 +184,30 @@ def test_a_training_is_resumed_with_its_own_model_only(tmp_path: Path, in_file: 
     other.resume_or_load("", resume=True)
 
 
+def remembering(value: float) -> Detector:
+    """A detector whose contrastive loss has a memory, filled with a value."""
+    model = Detector()
+    model.contrastive_branch = nn.Module()
+    model.contrastive_branch.loss = nn.Module()
+    model.contrastive_branch.loss.memory = nn.Module()
+    model.contrastive_branch.loss.memory.register_buffer("queue", torch.full((3,), value))
+    return model
+
+
+def test_what_the_contrastive_loss_remembers_serves_resuming_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save(tmp_path, remembering(5.0))
+    resumed, started = remembering(0.0), remembering(0.0)
+    VIDCheckpointer(resumed, str(tmp_path), purpose="train").resume_or_load("", resume=True)
+    assert resumed.contrastive_branch.loss.memory.queue.tolist() == [5.0] * 3
+    caplog.set_level("INFO", logger="clab_d2")
+    VIDCheckpointer(started, str(tmp_path / "new"), purpose="train").resume_or_load(path)
+    assert torch.equal(started.backbone.weight, resumed.backbone.weight)
+    assert started.contrastive_branch.loss.memory.queue.tolist() == [0.0] * 3
+    assert "contrastive_branch" not in caplog.text  # an empty memory is no random weight
+
+
 def test_a_tensor_under_two_names_may_be_in_the_file_under_one(tmp_path: Path) -> None:
     weights = Detector().state_dict()
     model = Detector()

@@ -168,6 +168,24 @@ def test_every_kind_of_detector_trains(
     assert 0 <= metrics["bbox"]["AP"] <= 100
 
 
+@pytest.mark.parametrize("loss", ["ForegroundContrast", "TrackContrast", "ClassContrast"])
+def test_every_contrastive_loss_trains_and_resumes(
+    arguments: Arguments, tmp_path: Path, loss: str
+) -> None:
+    """References come with the truth that it needs, and it remembers over a stop."""
+    keys = ["MODEL.CONTRASTIVE.LOSS", loss, "MODEL.CONTRASTIVE.MEMORY_SIZE", "100"]
+    schedule = ["MODEL.CONTRASTIVE.WEIGHT.SCHEDULE", "constant", "DATASETS.TEST", "()"]
+    for flags, iterations, remembered in (([], 2, 2), (["--resume"], 3, 3)):
+        options = [*keys, *schedule, "SOLVER.MAX_ITER", str(iterations)]
+        assert run_here(arguments("clab_quick", tmp_path, flags, options)) == 0
+        assert rows(tmp_path)[-1]["contrastive/loss"] > 0
+        # Two clips a step, of one object or more each; the size of a step is the loss's affair.
+        state = torch.load(tmp_path / "model_final.pth")["model"]
+        held = int(state["contrastive_branch.loss.memory.state"][0])
+        assert held >= 2 * remembered
+    assert [row["iteration"] for row in rows(tmp_path)] == [0, 1, 2]
+
+
 def test_training_killed_resumes_as_if_nothing_happened(
     arguments: Arguments, tmp_path: Path
 ) -> None:
