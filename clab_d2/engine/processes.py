@@ -84,8 +84,14 @@ def _cpu_process(
         rank=first_rank + local_rank,
         timeout=timeout,
     )
-    comm.create_local_process_group(num_processes)
-    function(*args)
+    try:
+        comm.create_local_process_group(num_processes)
+        function(*args)
+        comm.synchronize()  # none leaves while another still waits for it
+    finally:
+        # Its threads would otherwise be running when Python ends, which at times aborts the process
+        # ("terminate called without an active exception").
+        torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

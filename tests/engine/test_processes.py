@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.util
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_two_on_the_cpu_of_a_machine_with_one_gpu(
             "total": 3,
             "gathered": [0, 1],
         }
+
+
+def note_end(folder: str) -> None:
+    """Whether the connection is still up when Python ends; a queue's finalizers run before that."""
+    path = Path(folder, f"{comm.get_rank()}.txt")
+    multiprocessing.util.Finalize(
+        None, lambda: path.write_text(str(torch.distributed.is_initialized())), exitpriority=0
+    )
+
+
+def test_connections_are_closed_before_python_ends(tmp_path: Path) -> None:
+    """Threads of theirs that are running then abort the process at times."""
+    start_processes(note_end, (str(tmp_path),), device="cpu", num_processes=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["False", "False"]
 
 
 def test_one_is_this_process() -> None:
