@@ -20,3 +20,11 @@ class DivergenceError(ArithmeticError):
 
     The message is one line that names the iteration and the remedies.
     """
+
+
+class PartError(ConfigError):
+    """A registered part, often a plug-in's, isn't what its place asks for.
+
+    The message is one line that names the part, what it gave and what is expected
+    (docs/extend.md).
+    """

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import traceback
+from typing import Any, TypeVar
 
+from detectron2.config import configurable
 from fvcore.common.registry import Registry as _Registry
 
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, PartError
+
+T = TypeVar("T")
+
+# Where a call with wrong arguments fails without a line of the called one being run.
+_CALLERS = (__file__, configurable.__code__.co_filename)
 
 
 class Registry(_Registry):
@@ -43,13 +50,50 @@ class Registry(_Registry):
 
         Raises:
             ConfigError: there is none.
+            PartError: it is a class that lacks methods of its protocol.
         """
         if name not in self:
             raise ConfigError(
                 f"{self.key} {name!r} is not registered; choose one of "
                 f"{', '.join(self.names())}, or import the module that registers it with --import"
             )
-        return super().get(name)
+        entry = super().get(name)
+        missing = sorted(getattr(entry, "__abstractmethods__", ()))
+        if missing:
+            raise PartError(
+                f"{self.key} {name!r}: class {entry.__name__} lacks "
+                f"{', '.join(f'{method}()' for method in missing)}; docs/extend.md shows what such "
+                "a class has"
+            )
+        return entry
+
+    def build(self, name: str, protocol: type[T], *arguments: Any) -> T:
+        """Call the entry of that name.
+
+        Args:
+            name: of the entry.
+            protocol: class that the result must be of.
+            arguments: of the call.
+
+        Raises:
+            ConfigError: as :meth:`get`.
+            PartError: it does not take these arguments, or gives something else.
+        """
+        entry = self.get(name)
+        try:
+            part = entry(*arguments)
+        except TypeError as error:
+            if traceback.extract_tb(error.__traceback__)[-1].filename not in _CALLERS:
+                raise  # within it: the user's to see whole
+            raise PartError(
+                f"{self.key} {name!r} can't be built: {error}; docs/extend.md shows its arguments"
+            ) from error
+        if not isinstance(part, protocol):
+            raise PartError(
+                f"{self.key} {name!r} is a {type(part).__name__}; derive it from "
+                f"{protocol.__module__}.{protocol.__qualname__}"
+            )
+        return part
 
     def names(self) -> list[str]:
         """All names, sorted."""

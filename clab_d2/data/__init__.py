@@ -13,14 +13,22 @@ from clab_d2.data.catalog import (
 from clab_d2.data.coco_vid import get_video_table, load_coco_vid, register_coco_vid
 from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.imagenet_vid import register_builtin_datasets
+from clab_d2.data.reference_sampling import (
+    REFERENCE_SAMPLING_REGISTRY,
+    ReferenceSampling,
+    build_reference_sampling,
+)
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
 from clab_d2.data.video_table import VideoTable
 
 __all__ = [
+    "REFERENCE_SAMPLING_REGISTRY",
+    "ReferenceSampling",
     "VIDDatasetMapper",
     "VideoBatchSampler",
     "VideoSampler",
     "VideoTable",
+    "build_reference_sampling",
     "build_vid_test_loader",
     "build_vid_train_loader",
     "check_files",

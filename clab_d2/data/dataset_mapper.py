@@ -175,7 +175,7 @@ class VIDDatasetMapper:
     ) -> dict[str, Any] | None:
         transform = self.augmentation.sample()
         key = record["frame_id"]
-        frames = self.sampling.frames(record["num_frames"], key) if self.sampling else []
+        frames = self.sampling.references(record["num_frames"], key) if self.sampling else []
         key_image = self._read(record, key, check_size=True)
         self._count_bad_keys(key_image, record["file_name"])
         if key_image is None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import random
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
 
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, PartError
 from clab_d2.registry import Registry
 
 REFERENCE_SAMPLING_REGISTRY = Registry("REFERENCE_SAMPLING", "REFERENCES.SAMPLING")
@@ -51,6 +52,26 @@ class ReferenceSampling(ABC):
             among them: at test the built-in methods list it, as the official release does.
         """
 
+    def references(self, num_frames: int, key: int) -> list[int]:
+        """:meth:`frames`, held to what a method promises; all else in the package asks here.
+
+        Raises:
+            PartError: there are none, or some are not in the video or beyond the ``reach``.
+        """
+        frames = self.frames(num_frames, key)
+        first, last = 0, num_frames - 1
+        if self.reach is not None:
+            first, last = max(key - self.reach[0], 0), min(key + self.reach[1], last)
+        wrong = [f for f in frames if not isinstance(f, Integral) or not first <= f <= last]
+        if wrong or not frames:
+            reach = "" if self.reach is None else f" (its reach is {tuple(self.reach)})"
+            raise PartError(
+                f"{type(self).__name__}.frames gives {f'frame {wrong[0]}' if wrong else 'no frame'}"
+                f" for key frame {key} of a video of {num_frames}{reach}, where one or more from "
+                f"{first} to {last} are due; see docs/extend.md"
+            )
+        return [int(frame) for frame in frames]
+
 
 def build_reference_sampling(cfg: CfgNode, is_train: bool) -> ReferenceSampling:
     """Build what ``INPUT.REFERENCES`` (training) or ``TEST.REFERENCES`` names.
@@ -62,9 +83,11 @@ def build_reference_sampling(cfg: CfgNode, is_train: bool) -> ReferenceSampling:
         ("INPUT", cfg.INPUT.REFERENCES) if is_train else ("TEST", cfg.TEST.REFERENCES)
     )
     try:
-        sampling = REFERENCE_SAMPLING_REGISTRY.get(references.SAMPLING)(cfg, references)
+        sampling = REFERENCE_SAMPLING_REGISTRY.build(
+            references.SAMPLING, ReferenceSampling, cfg, references
+        )
     except ConfigError as error:
-        raise ConfigError(f"{section}.{error}") from None
+        raise type(error)(f"{section}.{error}") from None
     if sampling.is_random and not is_train:
         raise ConfigError(
             f"TEST.REFERENCES.SAMPLING is {references.SAMPLING!r}, which draws at random; "

@@ -75,7 +75,7 @@ class ReferenceSchedule:
         self._kept: set[int] = set()
 
     def _references(self, key: int) -> list[int]:
-        return self._sampling.frames(self._num_frames, key) if self._sampling else []
+        return self._sampling.references(self._num_frames, key) if self._sampling else []
 
 
 class StreamSchedule:
@@ -91,7 +91,7 @@ class StreamSchedule:
         self._sampling = sampling
 
     def _references(self, key: int) -> list[int]:
-        return self._sampling.frames(key + 1, key) if self._sampling else []
+        return self._sampling.references(key + 1, key) if self._sampling else []
 
     def at(self, key: int) -> ScheduledFrames:
         """As :meth:`ReferenceSchedule.at`."""

@@ -44,7 +44,9 @@ def plain_temporal_roi_align(
     for reference in references:
         rows = reference.flatten(1).T
         unit_rows = rows / (rows.norm(dim=1, keepdim=True) + NORM_EPS)
-        values, positions = (unit_bins @ unit_rows.T).topk(module.num_most_similar, dim=1)
+        values, positions = (unit_bins @ unit_rows.T).topk(
+            min(module.num_most_similar, len(rows)), dim=1
+        )
         gathered = (values.softmax(dim=1)[..., None] * rows[positions]).sum(dim=1)
         frames.append(gathered.view(num_rois, size, size, channels).permute(0, 3, 1, 2))
     stacked = torch.stack(frames)

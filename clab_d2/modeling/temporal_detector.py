@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, build_backbone, detector_postprocess
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, PartError
 from clab_d2.modeling.aggregation.base import FrameMaps, MapAggregation, build_map_aggregation
 from clab_d2.modeling.backbones.resnet_dc5 import (
     checkpoint_activations,
@@ -27,6 +27,7 @@ from clab_d2.modeling.clip_drawing import draw_training_clip
 from clab_d2.modeling.contrastive.base import ContrastiveFrame
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch
 from clab_d2.modeling.optimize import autocast_to
+from clab_d2.modeling.part_results import check_sequence, check_tensor
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 
 
@@ -93,7 +94,7 @@ class TemporalDetector(nn.Module, ABC):
     @classmethod
     def from_config(cls, cfg: CfgNode, in_features: Sequence[str]) -> dict[str, Any]:
         """The arguments of all temporal detectors; a subclass adds its own."""
-        backbone = build_backbone(cfg)
+        backbone = _build_backbone(cfg)
         if cfg.MODEL.BACKBONE.FIX_BN_STATISTICS:
             fix_batch_norm_statistics(backbone)
         if cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS:
@@ -226,12 +227,21 @@ class TemporalDetector(nn.Module, ABC):
 
     def _aggregate_maps(self, key: FrameFeatures, references: References) -> FrameFeatures:
         """The key frame with maps that take in its references'; itself without such a method."""
-        if self.map_aggregation is None or not references.frames:
+        part = self.map_aggregation
+        if part is None:
             return key
         own = _frame_maps(key)
         others = [own if frame is key else _frame_maps(frame) for frame in references.frames]
-        features = self.map_aggregation(own, others, references.counts)
-        return FrameFeatures(features, key.image_size)
+        maps = part(own, others, references.counts)
+        if not isinstance(maps, Mapping):
+            raise PartError(
+                f"{type(part).__name__}.forward gives a {type(maps).__name__}, where a dict of the "
+                f"key frame's maps is due: {', '.join(key.features)}; see docs/extend.md"
+            )
+        for name, feature in key.features.items():
+            what = f"the key frame's map {name!r}, as it came"
+            check_tensor(part, "forward", maps.get(name), feature.shape, what)
+        return FrameFeatures(dict(maps), key.image_size)
 
     # ---------------------------------------------------------------- training
 
@@ -278,18 +288,37 @@ class TemporalDetector(nn.Module, ABC):
         for group in self._same_size_groups(images):
             batch = self.preprocess([images[index] for index in group])
             with self._tap(tap) as tap_from:
-                maps = self.backbone(batch.tensor)
+                maps = self._backbone_maps(batch.tensor)
             frames.update(zip(group, self._split(batch, maps), strict=True))
             if tap:
                 source = tap_from(maps)
                 tapped.update((index, source[i : i + 1]) for i, index in enumerate(group))
         return [frames[i] for i in range(len(images))], [tapped[i] for i in sorted(tapped)]
 
+    def _backbone_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The backbone's maps of (N, 3, H, W), checked against its ``output_shape``."""
+        maps = self.backbone(images)
+        for name, shape in self.backbone.output_shape().items():
+            expected = (len(images), shape.channels, None, None)
+            feature = maps.get(name) if isinstance(maps, Mapping) else None
+            what = f"map {name!r} of its output_shape()"
+            check_tensor(self.backbone, "forward", feature, expected, what)
+            # Rounding up or down, and a margin or none, are the backbone's choice.
+            height, width = (side / shape.stride for side in images.shape[-2:])
+            if max(abs(feature.shape[2] - height), abs(feature.shape[3] - width)) > 1:
+                raise PartError(
+                    f"{type(self.backbone).__name__}.forward gives a map {name!r} of "
+                    f"{tuple(feature.shape[2:])} for images of {tuple(images.shape[-2:])}, where "
+                    f"its output_shape() says stride {shape.stride}; correct one of them"
+                )
+        return maps
+
     def _split(self, batch: ImageList, maps: dict[str, Tensor]) -> list[FrameFeatures]:
         """A batch's maps, taken apart by frame, with what the aggregation on maps encodes."""
         encoding: Sequence[Tensor] = ()
         if self.map_aggregation is not None:
             encoding = self.map_aggregation.encode(batch.tensor, maps)
+            _check_encoding(self.map_aggregation, encoding, len(batch))
         return [
             FrameFeatures(
                 {name: maps[name][index : index + 1] for name in self.in_features},
@@ -314,7 +343,7 @@ class TemporalDetector(nn.Module, ABC):
     ) -> Tensor:
         assert self.contrastive_branch is not None
         if weight == 0:
-            return self.contrastive_branch.zero_loss()
+            return self.contrastive_branch.zero_loss().to(self.device)
         made: dict[int, ContrastiveFrame] = {}
         ordered = []
         for number, frame_id in batch.in_order():
@@ -384,6 +413,8 @@ class TemporalDetector(nn.Module, ABC):
                 results.append({"instances": instances, "unreadable": True})
                 continue
             references = self.memory.references(clip["reference_frame_ids"])
+            if not references.frames and clip["reference_frame_ids"]:  # all of them unreadable
+                references = self.memory.references([clip["frame_id"]])
             instances = self.detect(self._aggregate_maps(frame, references), references)
             if postprocess:
                 instances = detector_postprocess(instances, clip["height"], clip["width"])
@@ -414,7 +445,7 @@ class TemporalDetector(nn.Module, ABC):
             images: (3, H, W) each.
         """
         batch = self.preprocess(images)
-        frames = self._split(batch, self.backbone(batch.tensor))
+        frames = self._split(batch, self._backbone_maps(batch.tensor))
         self.reference_parts(frames)
         for frame in frames:
             frame.features = {
@@ -431,8 +462,29 @@ class TemporalDetector(nn.Module, ABC):
         return self.in_features
 
 
+def _check_encoding(part: MapAggregation, encoding: object, num_frames: int) -> None:
+    """Check what :meth:`MapAggregation.encode` gave for so many frames."""
+    what = "N frames along the first dimension of each tensor"
+    check_sequence(part, "encode", encoding, what)
+    for tensor in encoding:  # type: ignore[attr-defined]
+        dimensions = max(tensor.dim() if isinstance(tensor, Tensor) else 0, 1)
+        check_tensor(part, "encode", tensor, (num_frames, *(None,) * (dimensions - 1)), what)
+
+
 def _frame_maps(frame: FrameFeatures) -> FrameMaps:
     return FrameMaps(frame.features, frame.image_size, frame.map_encoding)
+
+
+def _build_backbone(cfg: CfgNode) -> Backbone:
+    """As Detectron2's, which refuses by an assertion without a word what is no backbone."""
+    name = cfg.MODEL.BACKBONE.NAME
+    backbone = BACKBONE_REGISTRY.get(name)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    if not isinstance(backbone, Backbone):
+        raise PartError(
+            f"MODEL.BACKBONE.NAME {name!r} is a {type(backbone).__name__}; derive it from "
+            "detectron2.modeling.Backbone"
+        )
+    return backbone
 
 
 def _tappable_shapes(backbone: Backbone) -> dict[str, ShapeSpec]:

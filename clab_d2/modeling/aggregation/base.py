@@ -83,8 +83,9 @@ class MapAggregation(nn.Module, ABC):
         """
         Args:
             key: the key frame.
-            references: the distinct reference frames, at least one; their maps may differ in size
-                from the key frame's. The key frame may be among them, as the same object.
+            references: the distinct reference frames, at least one if ``needs_references``; their
+                maps may differ in size from the key frame's. The key frame may be among them, as
+                the same object.
             counts: how often each of them counts.
 
         Returns:
@@ -119,7 +120,8 @@ class RoIAggregation(nn.Module, ABC):
             roi_features: (R, C, S, S), plain RoIAlign of ``feature`` at ``boxes``.
             boxes: (R, 4) xyxy in the key frame's image coordinates.
             feature: (C, h, w), the key frame's map.
-            references: maps of the distinct reference frames at the same level, (C, h_t, w_t).
+            references: maps of the distinct reference frames at the same level, (C, h_t, w_t); at
+                least one if ``needs_references``.
             counts: how often each of them counts.
             scale: feature pixels per image pixel.
             sampling_ratio: RoIAlign's.
@@ -159,7 +161,7 @@ class BoxAggregation(nn.Module, ABC):
         Args:
             features: (R, C) of the key frame's RoIs after this layer's FC, before its ReLU.
             references: as :meth:`encode_references` gave them, for the M RoIs of all reference
-                frames together.
+                frames together; empty unless ``needs_references``.
             counts: (M,) how often each reference RoI counts; None where all count alike.
 
         Returns:
@@ -170,7 +172,7 @@ class BoxAggregation(nn.Module, ABC):
 def build_map_aggregation(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> MapAggregation | None:
     """Build what ``MODEL.AGGREGATION.MAPS`` names; None for ""."""
     name = cfg.MODEL.AGGREGATION.MAPS
-    return MAP_AGGREGATION_REGISTRY.get(name)(cfg, shapes) if name else None
+    return MAP_AGGREGATION_REGISTRY.build(name, MapAggregation, cfg, shapes) if name else None
 
 
 def build_roi_aggregation(cfg: CfgNode, channels: int) -> RoIAggregation | None:
@@ -181,7 +183,7 @@ def build_roi_aggregation(cfg: CfgNode, channels: int) -> RoIAggregation | None:
         channels: channels C of the feature maps.
     """
     name = cfg.MODEL.AGGREGATION.ROI_FEATURES
-    return ROI_AGGREGATION_REGISTRY.get(name)(cfg, channels) if name else None
+    return ROI_AGGREGATION_REGISTRY.build(name, RoIAggregation, cfg, channels) if name else None
 
 
 def build_box_aggregation(cfg: CfgNode, dim: int) -> BoxAggregation | None:
@@ -192,4 +194,4 @@ def build_box_aggregation(cfg: CfgNode, dim: int) -> BoxAggregation | None:
         dim: channels C after the FC layer.
     """
     name = cfg.MODEL.AGGREGATION.BOX_FEATURES
-    return BOX_AGGREGATION_REGISTRY.get(name)(cfg, dim) if name else None
+    return BOX_AGGREGATION_REGISTRY.build(name, BoxAggregation, cfg, dim) if name else None

@@ -74,7 +74,8 @@ class ContrastiveLoss(nn.Module, ABC):
 
 def build_contrastive_loss(cfg: CfgNode, input_shape: ShapeSpec) -> ContrastiveLoss:
     """Build what ``MODEL.CONTRASTIVE.LOSS`` names."""
-    return CONTRASTIVE_LOSS_REGISTRY.get(cfg.MODEL.CONTRASTIVE.LOSS)(cfg, input_shape)
+    name = cfg.MODEL.CONTRASTIVE.LOSS
+    return CONTRASTIVE_LOSS_REGISTRY.build(name, ContrastiveLoss, cfg, input_shape)
 
 
 def map_distinct(

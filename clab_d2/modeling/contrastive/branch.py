@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from clab_d2.modeling.contrastive.base import (
     build_contrastive_loss,
 )
 from clab_d2.modeling.contrastive.schedule import contrastive_weight
+from clab_d2.modeling.part_results import check_tensor
 
 
 class ContrastiveBranch(nn.Module):
@@ -82,7 +84,9 @@ class ContrastiveBranch(nn.Module):
 
     def forward(self, frames: Sequence[ContrastiveFrame]) -> Tensor:
         """The unweighted loss of a batch, a scalar; see :meth:`ContrastiveLoss.forward`."""
-        return self.loss(frames)
+        loss = self.loss(frames)
+        check_tensor(self.loss, "forward", loss, (), "the loss, a scalar")
+        return loss
 
     def zero_loss(self) -> Tensor:
         """A loss of 0 that touches every parameter without computing the branch.
@@ -90,4 +94,5 @@ class ContrastiveBranch(nn.Module):
         For when the weight has fallen to 0: DistributedDataParallel wants a gradient for every
         parameter in every step.
         """
-        return sum(parameter.sum() * 0.0 for parameter in self.parameters())
+        zeros = [parameter.sum() * 0.0 for parameter in self.parameters()]
+        return torch.stack(zeros).sum() if zeros else torch.zeros(())

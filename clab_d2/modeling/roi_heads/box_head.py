@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError
 from clab_d2.modeling.aggregation.base import BoxAggregation, build_box_aggregation
+from clab_d2.modeling.part_results import check_sequence, check_tensor
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -96,6 +97,7 @@ class TemporalBoxHead(FastRCNNConvFCHead):
                 x = F.relu(x)
             x = self.norms[index](fc(x))
             encoded.append(part.encode_references(x))
+            _check_encoded(part, encoded[-1], len(x))
         return encoded
 
     def forward(
@@ -108,7 +110,7 @@ class TemporalBoxHead(FastRCNNConvFCHead):
         Args:
             x: (R, C, H, W) RoI features of one key frame.
             references: what :meth:`encode_references` gave for the key frame's M reference RoIs;
-                None if the head has no aggregation.
+                None if no aggregation of the head needs them.
             counts: (M,), see :meth:`BoxAggregation.forward`.
 
         Returns:
@@ -118,8 +120,21 @@ class TemporalBoxHead(FastRCNNConvFCHead):
         for index, fc in enumerate(self.fcs):
             x = self.norms[index](fc(x))
             if len(self.aggregations):
-                if references is None:
+                part = self.aggregations[index]
+                if references is None and part.needs_references:
                     raise ValueError("a box head that aggregates needs reference RoIs")
-                x = self.aggregations[index](x, references[index], counts)
+                aggregated = part(x, () if references is None else references[index], counts)
+                check_tensor(part, "forward", aggregated, x.shape, "(R, C), as its features")
+                x = aggregated
             x = F.relu(x)
         return x
+
+
+def _check_encoded(part: BoxAggregation, encoded: object, num_rois: int) -> None:
+    """Check what :meth:`BoxAggregation.encode_references` gave for so many RoIs."""
+    what = "one or more (..., M, D), M the reference RoIs"
+    check_sequence(part, "encode_references", encoded, what)
+    for tensor in encoded:  # type: ignore[attr-defined]
+        dimensions = max(tensor.dim() if isinstance(tensor, Tensor) else 0, 2)
+        shape = (*(None,) * (dimensions - 2), num_rois, None)
+        check_tensor(part, "encode_references", tensor, shape, what)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clab_d2.errors import ConfigError
 from clab_d2.layers.roi_pooling import FastROIPooler
 from clab_d2.modeling.aggregation.base import RoIAggregation, build_roi_aggregation
+from clab_d2.modeling.part_results import check_tensor
 from clab_d2.modeling.reference_memory import FrameFeatures, References
 from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
 
@@ -189,6 +190,10 @@ class TemporalROIHeads(ROIHeads):
                 scale=self.pooler.scales[level],
                 sampling_ratio=self.pooler.sampling_ratio,
             )
+            check_tensor(
+                self.roi_aggregation, "forward", result, (len(chosen), *pooled.shape[1:]),
+                "(R, C, S, S), as roi_features",
+            )  # fmt: skip
             if len(chosen) == len(pooled):
                 return result
             aligned = aligned.index_copy(0, chosen, result.to(aligned.dtype))
