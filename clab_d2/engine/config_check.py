@@ -19,7 +19,7 @@ from detectron2.modeling import (
 from clab_d2.data.reference_sampling import build_reference_sampling
 from clab_d2.data.training_order import TRAINING_SAMPLERS
 from clab_d2.engine.optimizer import OPTIMIZERS
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, PartError
 from clab_d2.modeling.aggregation.base import (
     BOX_AGGREGATION_REGISTRY,
     MAP_AGGREGATION_REGISTRY,
@@ -28,7 +28,6 @@ from clab_d2.modeling.aggregation.base import (
 from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
 from clab_d2.modeling.contrastive.schedule import SCHEDULES
 from clab_d2.modeling.optimize import PRECISIONS
-from clab_d2.modeling.temporal_detector import TemporalDetector
 
 RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -66,12 +65,32 @@ def _check_names(cfg: CfgNode) -> None:
     ):  # fmt: skip
         if name not in registry:
             ours = sorted(n for n, thing in registry if thing.__module__.startswith("clab_d2."))
-            raise ConfigError(f"{key} {name!r} is not registered; ours are {', '.join(ours)}")
+            raise ConfigError(
+                f"{key} {name!r} is not registered; ours are {', '.join(ours)}, another's module "
+                "needs its --import"
+            )
     meta_architecture = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
-    if isinstance(meta_architecture, type) and not issubclass(meta_architecture, TemporalDetector):
+    if not isinstance(meta_architecture, type):
+        return
+    if meta_architecture.__module__.startswith("detectron2."):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r} takes images, not clips; take "
             "TemporalRCNN, which is a single-frame detector where MODEL.AGGREGATION is empty"
+        )
+    # Its own way of dealing with clips is free to it, but a loader must know what it needs.
+    for attribute in ("needs_references", "needs_reference_truth"):
+        if not hasattr(meta_architecture, attribute):
+            raise PartError(
+                f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r}: class "
+                f"{meta_architecture.__name__} has no {attribute}; derive it from "
+                "clab_d2.modeling.TemporalDetector, or say it there (docs/extend.md)"
+            )
+    missing = sorted(getattr(meta_architecture, "__abstractmethods__", ()))
+    if missing:
+        raise PartError(
+            f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r}: class "
+            f"{meta_architecture.__name__} lacks {', '.join(missing)}; docs/extend.md shows what "
+            "such a class has"
         )
 
 

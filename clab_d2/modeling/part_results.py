@@ -1,5 +1,5 @@
-"""What a part gives is looked at where it is taken, so that a wrong shape is told by the part's name
-and not by an error layers later."""
+"""What a part gives is checked where it is taken: a wrong shape is told by the part's name, not by
+an error some layers on."""
 
 from __future__ import annotations
 

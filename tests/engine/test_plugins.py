@@ -30,6 +30,8 @@ def add_keys(cfg):
 
 @META_ARCH_REGISTRY.register()
 class MyModel(torch.nn.Module):
+    needs_references = needs_reference_truth = False
+
     def __init__(self, cfg):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(cfg.MODEL.MINE.RATE))

@@ -120,6 +120,12 @@ def test_memory_equals_recomputing_everything(name: str, box_features: str) -> N
     whole_detector.check_memory_equals_recomputing(cfg)
 
 
+def test_feature_pyramid(name: str) -> None:
+    cfg = whole_detector.on_a_pyramid(config(name))
+    whole_detector.check_memory_equals_recomputing(cfg)
+    whole_detector.check_gradients(cfg)
+
+
 def test_trains(name: str) -> None:
     whole_detector.check_gradients(config(name))
 

@@ -41,7 +41,7 @@ def config(name: str, num: int = 4, stride: int = 1) -> CfgNode:
     return quick_config(*options)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def build(name: str, num: int = 4, stride: int = 1) -> ReferenceSampling:
     return build_reference_sampling(config(name, num, stride), is_train=True)
 
