@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from clab_d2.checkpoint.convert import Conversion, Options, convert_file, read_class_order
 from clab_d2.engine.launch import load_config
+from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 
 
@@ -50,6 +51,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--trust", action="store_true", help="read IN even if it may run code; know its source"
     )
+    add_import_option(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to change, after --config-file's"
     )
@@ -76,6 +78,7 @@ def report(result: Conversion, output: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
+        import_plugins(args.imports)
         cfg = None
         if args.config_file:
             cfg = load_config(args.config_file, args.opts)

@@ -159,7 +159,7 @@ def test_unknown_key_points_to_plugins(tmp_path: Path) -> None:
         load_config(str(config), [])
 
 
-@pytest.mark.parametrize("tool", ["demo", "visualize_dataset", "benchmark"])
+@pytest.mark.parametrize("tool", ["demo", "visualize_dataset", "benchmark", "convert_checkpoint"])
 def test_tools_import_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tool: str
 ) -> None:
@@ -168,6 +168,7 @@ def test_tools_import_first(
     files = {
         "demo": ["--input", "none.mp4", "--output", "drawn.mp4"],
         "visualize_dataset": ["--output", "drawn.png"],
+        "convert_checkpoint": ["in.pth", "out.pth"],
     }
     arguments = ["--import", str(plugin), "--config-file", "none.yaml", *files.get(tool, [])]
     monkeypatch.setattr(sys, "argv", [tool, *arguments])

@@ -58,15 +58,19 @@ def check_batch_equals_single_clips(cfg: CfgNode) -> None:
 
 
 def check_memory_equals_recomputing(cfg: CfgNode) -> None:
-    """Also where an image size changes midway, so that maps of references differ in size."""
+    """Also where an image size changes midway, so that maps of references differ in size; and
+    nothing is kept that no later key frame uses."""
     model = build(cfg).eval()
     clips = test_clips(1, 5)
     sizes = {frame: (64, 96) if frame != 2 else (48, 112) for frame in range(5)}
     pictures = {frame: image(100 + frame, size) for frame, size in sizes.items()}
     for clip in clips:
         clip["images"] = {frame: pictures[frame] for frame in clip["images"]}
-    remembered = [model([clip])[0] for clip in clips]
-    assert len(model.memory) <= 5
+    remembered = []
+    for clip in clips:
+        remembered += model([clip])
+        assert len(model.memory) == len(clip["kept_frame_ids"])
+        assert all(frame in model.memory for frame in clip["kept_frame_ids"])
     for clip, result in zip(clips, remembered, strict=True):
         model.memory.clear()
         needed = {*clip["reference_frame_ids"], clip["frame_id"]}
