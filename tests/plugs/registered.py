@@ -35,11 +35,18 @@ def ours(registry: Iterable[tuple[str, Any]]) -> list[str]:
     )
 
 
+#: What makes methods small that are not so by default, and keeps them from fetching weights.
+SMALL = [
+    *("MODEL.FLOW_GUIDED.FLOW_WEIGHTS", "random", "MODEL.FLOW_GUIDED.FLOW_UPDATES", 2),
+    *("MODEL.FLOW_GUIDED.EMBED_DIMS", [16, 16, 32]),
+]
+
+
 def quick_config(*options: Any) -> CfgNode:
     """The config of a tiny CLAB on the CPU, with options changed."""
     cfg = get_clab_cfg()
     cfg.merge_from_file(str(QUICK))
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *SMALL, *options])
     return cfg
 
 
