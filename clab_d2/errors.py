@@ -1,14 +1,24 @@
 """Errors that are the user's to mend: tools print them as one line and exit with status 2."""
 
 
-class DataError(ValueError):
+def one_line(text: str) -> str:
+    """Write out what would break a line or can't be printed: names in a damaged file hold that."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _UserError(ValueError):
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
+
+
+class DataError(_UserError):
     """A file of the user's is missing, unreadable or contradicts itself.
 
     The message is one line that names the file (or record) and the remedy.
     """
 
 
-class ConfigError(ValueError):
+class ConfigError(_UserError):
     """A config contradicts itself or the data it is used with.
 
     The message is one line that names the key and the remedy.

@@ -35,7 +35,7 @@ def refuse_special_file(path: str | os.PathLike[str]) -> None:
     """
     try:
         kind = _SPECIAL_FILES.get(stat.S_IFMT(os.stat(path).st_mode))
-    except OSError:
+    except (OSError, ValueError):  # no name that a file can have
         return
     if kind is not None:
         raise DataError(f"{os.fspath(path)}: {kind}, not a file; write its data to a file first")

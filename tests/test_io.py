@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from clab_d2.io import PendingFile, atomic_path, atomic_write, write_json
+from clab_d2.errors import DataError
+from clab_d2.io import PendingFile, atomic_path, atomic_write, refuse_special_file, write_json
 
 
 @pytest.mark.parametrize("old", [None, "old"])
@@ -104,3 +105,15 @@ def test_where_nothing_can_be_written_it_shows_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         PendingFile(tmp_path / "file" / "a")
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for good in ("file", "link", "", "none", "a\0b"):
+        refuse_special_file(tmp_path / good)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: a named pipe, not a file; write its data to a fil"):
+        refuse_special_file(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"/dev/null: a device, not a file"):
+        refuse_special_file("/dev/null")

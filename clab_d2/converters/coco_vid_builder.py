@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clab_d2.converters.limits import check_length
 from clab_d2.data.frame_files import natural_key
 from clab_d2.data.frames import read_frame
+from clab_d2.data.json_values import is_size
 from clab_d2.data.video_frames import VideoFrameReader, is_video_file
 from clab_d2.data.video_table import join_image_root
 from clab_d2.errors import ConfigError, DataError
@@ -305,18 +307,23 @@ def _add_video(
 ) -> None:
     frames = video.frames
     if options.fill_gaps:
-        frames = range(frames[0], max(frames[-1], video.last_frame or 0) + 1)
+        first, last = frames[0], max(frames[-1], video.last_frame or 0)
+        check_length(f"video {video.name}", last + 1 - first)
+        frames = range(first, last + 1)
+    check_length(f"video {video.name}", len(frames))
     clip = None
     if options.clips is not None:
         clip = frame_name(video, options.clips, 0, 0)
     image_root = options.image_root if options.image_root is not None else video.image_root
     file_names = _file_names(video, frames, options, clip, image_root)
-    height, width = (
+    height, width = size = (
         video.size
         or _measured_size(file_names[0], clip, image_root)
         or options.size
         or _raise_no_size(video.name)
     )
+    if not all(map(is_size, size)):
+        raise DataError(f"video {video.name}: no frame has {width}x{height} pixels; correct it")
     record: Json = {"id": len(data["videos"]) + 1, "name": video.name}
     if clip is not None:
         record["file"] = clip

@@ -34,7 +34,9 @@ from clab_d2.converters.coco_vid_builder import (
     build_coco_vid,
     unique_names,
 )
+from clab_d2.converters.limits import check_length
 from clab_d2.errors import DataError
+from clab_d2.io import refuse_special_file
 
 NAMES = ("source", "task", "file")
 
@@ -235,6 +237,7 @@ def _read_path(path: Path, name_by: str) -> Iterator[CvatExport]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
+    refuse_special_file(path)
     try:
         file = open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
@@ -333,6 +336,7 @@ def _read_task(task: Any, meta: Any, where: str) -> _Task:
             f"{where} has {count} frames from number {start} with frame filter "
             f"{step_text.strip()!r}; export it again"
         )
+    check_length(where, count)
     size = task.find("original_size")
     if size is None:
         size = meta.find("original_size")  # of a job
@@ -396,7 +400,9 @@ def _read_box(box: Any, where: str) -> _Box:
         frame = int(attributes["frame"])
         corners = [float(attributes[key]) for key in ("xtl", "ytl", "xbr", "ybr")]
         rotation = float(attributes.get("rotation", 0))
-        if not all(math.isfinite(value) for value in (*corners, rotation)):
+        x1, y1, x2, y2 = corners
+        bbox = upright_box((x1, y1, x2 - x1, y2 - y1), rotation)
+        if not all(map(math.isfinite, (*corners, *bbox))):
             raise ValueError(f"corners {corners}, rotation {rotation}")
     except KeyError as error:
         raise DataError(f"{where}: a box has no {error.args[0]}; export it again") from None
@@ -404,14 +410,13 @@ def _read_box(box: Any, where: str) -> _Box:
         raise DataError(
             f"{where}: a box has no proper numbers ({error}); export it again"
         ) from None
-    x1, y1, x2, y2 = corners
     if x2 < x1 or y2 < y1:
         raise DataError(
             f"{where}, frame {frame}: a box with its right or lower side first; export it again"
         )
     return _Box(
         frame,
-        upright_box((x1, y1, x2 - x1, y2 - y1), rotation),
+        bbox,
         outside=attributes.get("outside") == "1",
         occluded=attributes.get("occluded") == "1",
         keyframe=attributes.get("keyframe", "1") == "1",
@@ -440,7 +445,8 @@ def _integer(element: Any, name: str, where: str, default: int | None = None) ->
         return int(text or "")
     except ValueError:
         raise DataError(
-            f"{where}: <{name}> is {text!r}, not a number; export it again as 'CVAT for video 1.1'"
+            f"{where}: <{name}> is {text and text[:100]!r}, not a number; export it again as 'CVAT "
+            "for video 1.1'"
         ) from None
 
 

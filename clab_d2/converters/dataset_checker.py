@@ -6,7 +6,6 @@ dataset is mended in one go.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +15,19 @@ from itertools import groupby
 from typing import Any
 
 from clab_d2.data.coco_vid import read_coco_json
-from clab_d2.data.frame_files import FrameFiles
+from clab_d2.data.frame_files import FrameFiles, first_out_of_order
 from clab_d2.data.frames import read_frame
+from clab_d2.data.json_values import (
+    is_box,
+    is_file_name,
+    is_flag,
+    is_integer,
+    is_number,
+    is_size,
+)
 from clab_d2.data.video_frames import VideoFrameReader, split_frame_name
 from clab_d2.data.video_table import join_image_root
-from clab_d2.errors import DataError
+from clab_d2.errors import DataError, one_line
 
 Json = dict[str, Any]
 
@@ -28,6 +35,9 @@ __all__ = ["DatasetReport", "Problem", "check_dataset"]
 
 # Boxes reach this far over the border by rounding alone.
 _TOLERANCE = 1.0
+
+# Longer values in a place are cut off.
+_MAX_PLACE = 300
 
 
 @dataclass
@@ -101,7 +111,8 @@ class _Findings:
         problem = self._problems.setdefault(kind, Problem(kind, is_error))
         problem.count += 1
         if len(problem.examples) < self._max_examples:
-            problem.examples.append(str(place))
+            text = one_line(str(place))
+            problem.examples.append(text if len(text) <= _MAX_PLACE else f"{text[:_MAX_PLACE]}...")
 
     def problems(self) -> list[Problem]:
         return sorted(self._problems.values(), key=lambda problem: not problem.is_error)
@@ -188,10 +199,13 @@ def _check_images(data: Json, findings: _Findings) -> dict[int, Json]:
         place = f"image {image['id']} {image['file_name']}"
         if image["id"] in images:
             findings.error("images that share an id", place)
-        if image["height"] < 1 or image["width"] < 1:
+        if not is_size(image["height"]) or not is_size(image["width"]):
             findings.error("images without a size", place)
+        if not is_file_name(image["file_name"]):
+            findings.error("names that no file can have", place)
+            continue
         video_id = image.get("video_id")
-        if video_id is not None and (not isinstance(video_id, int) or video_id not in video_ids):
+        if video_id is not None and (not is_integer(video_id) or video_id not in video_ids):
             findings.error('images of a video that "videos" does not list', place)
         images[image["id"]] = image
     return images
@@ -205,7 +219,8 @@ def _check_videos(data: Json, findings: _Findings) -> None:
             continue
         if video["id"] in names:
             findings.error("videos that share an id", video["id"])
-        if video.get("file") is not None and not isinstance(video["file"], str):
+        file = video.get("file")
+        if file is not None and not (isinstance(file, str) and is_file_name(file)):
             findings.error('videos whose "file" is no name', f"{video['id']}: {video['file']}")
         names[video["id"]] = str(video.get("name") or video["id"])
     frames: dict[int, list[Json]] = defaultdict(list)
@@ -218,8 +233,8 @@ def _check_videos(data: Json, findings: _Findings) -> None:
             findings.error("videos without a frame", name)
             continue
         _check_frame_numbers(name, images, findings)
-        sizes = Counter((image.get("width"), image.get("height")) for image in images)
-        if len(sizes) > 1:
+        sizes = [(image.get("width"), image.get("height")) for image in images]
+        if any(size != sizes[0] for size in sizes):
             findings.warn("videos whose size changes", name)
 
 
@@ -259,10 +274,10 @@ def _check_annotations(
                 findings.error("annotations that share an id", identity)
             ids.add(identity)
         category = annotation.get("category_id")
-        if not isinstance(category, int) or category not in categories:
+        if not is_integer(category) or category not in categories:
             findings.error("annotations of an unknown class", f"{place}: category {category}")
         image_id = annotation.get("image_id")
-        image = images.get(image_id) if isinstance(image_id, int) else None
+        image = images.get(image_id) if is_integer(image_id) else None
         if image is None:
             findings.error("annotations of an unknown image", f"{place}: image {image_id}")
             continue
@@ -270,10 +285,17 @@ def _check_annotations(
         if image.get("annotated") is False:
             findings.warn('annotations on frames marked "annotated": false', place)
         _check_box(annotation.get("bbox"), image, place, findings)
+        for key in ("area", "motion_iou"):
+            if annotation.get(key) is not None and not is_number(annotation[key]):
+                findings.error(f'"{key}" that is no number', f"{place}: {annotation[key]}")
+        if not is_flag(annotation.get("iscrowd", 0)):
+            findings.error('"iscrowd" that is neither 0 nor 1', f"{place}: {annotation['iscrowd']}")
         track = annotation.get("instance_id")
-        if image.get("video_id") is None:
+        if track is not None and not is_integer(track):
+            findings.error("instance ids that are no integer of 64 bits", f"{place}: {track}")
+        if not _has(image, "video_id", int):
             continue
-        if not isinstance(track, int) or track < 0:  # -1 says "unknown", as missing does
+        if not is_integer(track) or track < 0:  # -1 says "unknown", as missing does
             tracks_missing += 1
             continue
         any_track += 1
@@ -297,14 +319,11 @@ def _check_annotations(
 
 
 def _check_box(bbox: Any, image: Json, place: str, findings: _Findings) -> None:
-    numbers = isinstance(bbox, list) and len(bbox) == 4
-    if not numbers or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in bbox
-    ):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
         findings.error("boxes that are not four numbers", f"{place}: {bbox}")
         return
     x, y, width, height = bbox
-    if width < 0 or height < 0:
+    if not is_box(bbox):
         findings.error("boxes of negative size", f"{place}: {bbox}")
         return
     if width == 0 or height == 0:
@@ -331,14 +350,22 @@ def _locate_frames(
     for video_id, of_video in frames.items():
         video = videos[video_id]
         of_video.sort(key=lambda image: image["frame_id"])
+        file = video.get("file")
         pictures = [image["file_name"] for image in of_video]
+        place = first_out_of_order(pictures)
+        if place is not None:
+            wrong = f"{pictures[place]} after {pictures[place - 1]}"
+            findings.warn(
+                "videos numbered in another order than their file names",
+                f"{video.get('name') or video_id}: {wrong}",
+            )
         names = pictures
         unfound = len(files.not_found)
         if pictures:
             try:
                 names = files.names(
                     str(video.get("name") or ""),
-                    video["file"] if _has(video, "file", str) else None,
+                    file if _has(video, "file", str) and is_file_name(file) else None,
                     pictures,
                     [image["frame_id"] for image in of_video],
                 )
@@ -444,4 +471,4 @@ def _read_piece(frames: list[tuple[str, Json]]) -> list[_Verdict]:
 
 def _has(record: Any, key: str, kind: type) -> bool:
     value = record.get(key) if isinstance(record, dict) else None
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return is_integer(value) if kind is int else isinstance(value, kind)

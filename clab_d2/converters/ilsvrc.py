@@ -28,9 +28,10 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 from tqdm import tqdm
 
+from clab_d2.converters.limits import MAX_FRAMES
 from clab_d2.data.imagenet_vid import IMAGENET_VID_CLASSES, IMAGENET_VID_WNIDS
 from clab_d2.errors import DataError
-from clab_d2.io import atomic_write
+from clab_d2.io import atomic_write, refuse_special_file
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ def read_annotation(path: str | os.PathLike[str]) -> XmlFrame:
     Raises:
         DataError: it is missing, no whole XML, or lacks an element.
     """
+    refuse_special_file(path)
     try:
         tree = parse(path)
         size = tree.find("size")
@@ -278,16 +280,25 @@ def _try_read(path: str) -> XmlFrame | str:
 
 
 def _read_list(path: Path, num_fields: int) -> Iterator[list[str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no text ({error.reason}); fetch the list again") from None
+    for number, line in enumerate(lines, 1):
         fields = line.split()
         if not fields:
             continue
-        if len(fields) < num_fields or not all(f.isdecimal() for f in fields[1:num_fields]):
+        if len(fields) < num_fields or not all(map(_is_count, fields[1:num_fields])):
             raise DataError(
-                f"{path}: line {number} is {line!r}; it must be a name and {num_fields - 1} "
-                "number(s); fetch the list again"
+                f"{path}: line {number} is {line[:200]!r}; it must be a name and {num_fields - 1} "
+                f"number(s) up to {MAX_FRAMES}; fetch the list again"
             )
         yield fields
+
+
+def _is_count(text: str) -> bool:
+    # Short first: Python takes no number of thousands of digits.
+    return text.isdecimal() and len(text) < 20 and int(text) <= MAX_FRAMES
 
 
 class _CocoFile:

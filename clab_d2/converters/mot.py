@@ -16,6 +16,7 @@ import configparser
 import logging
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -34,9 +35,11 @@ from clab_d2.converters.coco_vid_builder import (
     frame_name,
     unique_names,
 )
+from clab_d2.converters.limits import check_length
 from clab_d2.data.video_frames import VideoFrameReader
 from clab_d2.data.video_table import join_image_root
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.io import refuse_special_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,10 @@ MOT_CLASSES = (
 
 # The benchmark counts a pedestrian found at one of these as neither right nor wrong.
 _LIKE_PEDESTRIANS = {"person on vehicle", "static person", "distractor", "reflection"}
+
+# Texts are read as a whole. Those of the MOTChallenge have up to 20 MiB; a few kilobytes of a zip
+# file may become any number.
+_MAX_BYTES = 2**29
 
 # An object of which less can be seen is marked as occluded.
 _OCCLUDED_BELOW = 0.5
@@ -194,9 +201,14 @@ def _find(path: Path) -> Iterator[_Place]:
 
 
 def _read_text(path: Path | zipfile.Path) -> str:
+    if isinstance(path, Path):
+        refuse_special_file(path)
     try:
         with path.open("rb") as file:
-            return file.read().decode("utf-8-sig")
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise DataError(f"{path}: more than {_MAX_BYTES >> 20} MiB; it is no MOT text file")
+        return data.decode("utf-8-sig")
     except (FileNotFoundError, KeyError):
         raise DataError(f"{path}: no such file of annotations; check the path") from None
     except UnicodeDecodeError as error:
@@ -292,6 +304,7 @@ def _set_frames(
                 "seqinfo.ini or the pictures"
             )
         length = last.frame + 1
+        check_length(f"{place.text}: line {last.number}: the video", length)
         logger.warning(
             "%s: nothing tells how many frames the video has: %d, as far as there are objects",
             place.text,
@@ -302,6 +315,7 @@ def _set_frames(
             f"{place.text}: line {last.number} is of frame {last.frame + first_frame}, but the "
             f"video has {length} frames; correct seqinfo.ini, or add the missing pictures"
         )
+    check_length(f"video {video.name}", length)
     video.frames = range(length)
 
 
@@ -323,10 +337,17 @@ def _read_seqinfo(
     if min(length, height, width) < 0 or bool(height) != bool(width):
         raise DataError(f"{path}: {length} frames of {width}x{height} pixels; correct or remove it")
     folder = section.get("imDir", "img1").strip("/ ")
-    # Part of file names: it must not lead out of the image folder.
-    if not folder or ".." in PurePosixPath(folder).parts:
+    extension = section.get("imExt")
+    # Parts of file names: they must not lead out of the image folder, nor be taken for a pattern.
+    if not folder or ".." in PurePosixPath(folder).parts or _PATTERN.search(folder):
         raise DataError(f"{path}: imDir {folder!r} is no folder of the sequence; correct it")
-    return length, (height, width) if height else None, folder, section.get("imExt")
+    if extension is not None and (_PATTERN.search(extension) or "/" in extension):
+        raise DataError(f"{path}: imExt {extension!r} is no ending of a picture's name; correct it")
+    return length, (height, width) if height else None, folder, extension
+
+
+# What means something in a pattern of file names, and what no name has.
+_PATTERN = re.compile(r"[{}*?\[\]\0]")
 
 
 def _picture_names(root: Path | zipfile.Path, folder: str) -> list[str]:

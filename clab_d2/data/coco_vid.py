@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from clab_d2.data.frame_files import FrameFiles
+from clab_d2.data.frame_files import FrameFiles, first_out_of_order
+from clab_d2.data.json_values import (
+    is_box,
+    is_file_name,
+    is_flag,
+    is_integer,
+    is_number,
+    is_size,
+)
 from clab_d2.data.video_table import VideoRecord, VideoTable, join_image_root
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.io import refuse_special_file
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +85,7 @@ def load_coco_vid(
     data = read_coco_json(json_file)
     classes = _classes_of(json_file, data["categories"], name)
     videos = _group_into_videos(json_file, data)
+    _warn_of_disorder(json_file, videos)
     files = FrameFiles(image_root, len(videos))
     file_names = [
         files.names(
@@ -180,20 +189,23 @@ def read_coco_json(json_file: str) -> Json:
     Raises:
         DataError: the file is missing, not whole JSON, or not COCO.
     """
+    refuse_special_file(json_file)
     try:
         with open(json_file, encoding="utf-8") as file:
             data = json.load(file)
     except FileNotFoundError:
         raise _missing_file(json_file) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise DataError(
             f"{json_file}: not a whole JSON file ({error}); it was cut off or damaged, fetch or "
             "make it again"
         ) from None
     except OSError as error:
         raise DataError(f"{json_file}: cannot be read ({error.strerror})") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+    for key in ("images", "annotations", "categories", "videos"):
+        # A COCO file of stills has no videos.
+        default = [] if key == "videos" else None
+        if not isinstance(data, dict) or not isinstance(data.get(key, default), list):
             raise DataError(f'{json_file}: no list "{key}"; a CocoVID file needs one')
     if not data["images"]:
         raise DataError(f'{json_file}: "images" is empty; the dataset has no frame')
@@ -290,18 +302,20 @@ def _group_into_videos(json_file: str, data: Json) -> list[_Video]:
         _require(json_file, "videos", position, video, {"id": int})
         if video.get("file") is not None:
             _require(json_file, "videos", position, video, {"file": str})
+            _require_file_name(json_file, f"video {video['id']}", video["file"])
             files[video["id"]] = video["file"]
         if video["id"] in names:
             raise DataError(
                 f'{json_file}: two videos have the id {video["id"]}; give each its own'
             )
-        names[video["id"]] = str(video.get("name", ""))
+        names[video["id"]] = str(video.get("name") or "")
     frames: dict[int, list[Json]] = {video_id: [] for video_id in names}
     stills: list[Json] = []
     needed = {"id": int, "file_name": str, "height": int, "width": int}
     for position, image in enumerate(data["images"]):
         _require(json_file, "images", position, image, needed)
-        if image["height"] < 1 or image["width"] < 1:
+        _require_file_name(json_file, f"image {image['id']}", image["file_name"])
+        if not is_size(image["height"]) or not is_size(image["width"]):
             raise DataError(
                 f"{json_file}: image {image['id']} ({image['file_name']}) has size "
                 f"{image['width']}x{image['height']}; state its size in pixels"
@@ -309,14 +323,15 @@ def _group_into_videos(json_file: str, data: Json) -> list[_Video]:
         video_id = image.get("video_id")
         if video_id is None:
             stills.append(image)
-        elif video_id not in frames:
+            continue
+        _require(json_file, "images", position, image, {"video_id": int})
+        if video_id not in frames:
             raise DataError(
                 f"{json_file}: image {image['id']} ({image['file_name']}) belongs to video "
                 f'{video_id}, which "videos" does not list; add it there'
             )
-        else:
-            _require(json_file, "images", position, image, {"frame_id": int})
-            frames[video_id].append(image)
+        _require(json_file, "images", position, image, {"frame_id": int})
+        frames[video_id].append(image)
     image_ids = [image["id"] for image in data["images"]]
     if len(set(image_ids)) != len(image_ids):
         raise DataError(
@@ -340,6 +355,23 @@ def _group_into_videos(json_file: str, data: Json) -> list[_Video]:
     first_still = max(frames, default=0) + 1
     videos += [_Video(first_still + i, "", None, [image]) for i, image in enumerate(stills)]
     return videos
+
+
+def _warn_of_disorder(json_file: str, videos: Iterable[_Video]) -> None:
+    """Warn once where frames are numbered in another order than their files' names are."""
+    found = []
+    for video in videos:
+        place = first_out_of_order([image["file_name"] for image in video.images])
+        if place is not None:
+            found.append((video, place))
+    if found:
+        video, place = found[0]
+        before, after = (video.images[i]["file_name"] for i in (place - 1, place))
+        logger.warning(
+            "%s: frame_id disagrees with the numbers in the file names of %d video(s): of %s, "
+            "frame %d is %s and frame %d is %s; if the names are right, number the frames by them",
+            json_file, len(found), video.name or video.video_id, place - 1, before, place, after,
+        )
 
 
 def _raise_frame_error(json_file: str, video: str, expected: int, image: Json) -> None:
@@ -381,10 +413,16 @@ def _attach_annotations(
                 'which "categories" does not list; add the category or correct the annotation'
             )
         bbox = annotation["bbox"]
-        if not _is_box(bbox):
+        if not is_box(bbox):
             raise DataError(
-                f"{json_file}: annotation {_id(annotation, position)} has bbox {bbox}; a box is "
-                "[x, y, width, height], four finite numbers, in pixels"
+                f"{json_file}: annotation {_id(annotation, position)} has bbox {_short(bbox)}; a "
+                "box is [x, y, width, height], four finite numbers, in pixels"
+            )
+        iscrowd = annotation.get("iscrowd", 0)
+        if not is_flag(iscrowd):
+            raise DataError(
+                f"{json_file}: annotation {_id(annotation, position)} has iscrowd "
+                f"{_short(iscrowd)}; it must be 0 or 1"
             )
         into = annotations_of.get(image_id)
         if into is not None and category is not None:
@@ -395,37 +433,47 @@ def _attach_annotations(
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "category_id": category,
                     "instance_id": annotation["instance_id"] if "instance_id" in given else -1,
-                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                    "iscrowd": int(iscrowd),
                 }
             )
 
 
-def _is_box(bbox: list[Any]) -> bool:
-    try:
-        x, y, width, height = bbox
-        return math.isfinite(x + y + width + height) and width >= 0 and height >= 0
-    except (TypeError, ValueError):
-        return False
+def _require_file_name(json_file: str, record: str, name: str) -> None:
+    if not is_file_name(name):
+        raise DataError(
+            f"{json_file}: {record} names {_short(name)}, which no file can be called; correct it"
+        )
+
+
+_KINDS: dict[type, tuple[Callable[[Any], bool], str]] = {
+    int: (is_integer, "an integer of at most 64 bits"),
+    float: (is_number, "a number, and finite"),
+    str: (lambda value: isinstance(value, str), "a string"),
+    list: (lambda value: isinstance(value, list), "a list"),
+}
 
 
 def _require(json_file: str, list_name: str, position: int, record: Any, keys: Json) -> None:
     for key, kind in keys.items():
         value = record.get(key) if isinstance(record, dict) else None
-        # An integer is a number, as in typing.
-        kinds = (int, float) if kind is float else kind
-        if isinstance(value, kinds) and not isinstance(value, bool):
+        fits, name = _KINDS[kind]
+        if fits(value):
             continue
-        identity = f" (id {record['id']})" if isinstance(record, dict) and "id" in record else ""
-        what = "no" if value is None else f"{value!r} as"
-        names = {int: "an integer", float: "a number", str: "a string", list: "a list"}
+        has_id = isinstance(record, dict) and "id" in record
+        identity = f" (id {_short(record['id'])})" if has_id else ""
+        what = "no" if value is None else f"{_short(value)} as"
         raise DataError(
-            f'{json_file}: {list_name}[{position}]{identity} has {what} "{key}"; it must be '
-            f"{names[kind]}"
+            f'{json_file}: {list_name}[{position}]{identity} has {what} "{key}"; it must be {name}'
         )
 
 
+def _short(value: Any, limit: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def _id(annotation: Json, position: int) -> str:
-    return str(annotation.get("id", f"number {position}"))
+    return _short(annotation["id"]) if "id" in annotation else f"number {position}"
 
 
 def _first_repeat(values: Iterable[Any]) -> Any:

@@ -6,15 +6,17 @@ asked for each of them.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from clab_d2.data.video_frames import VIDEO_SUFFIXES, is_video_file, split_frame_name
 from clab_d2.data.video_table import join_image_root
 from clab_d2.errors import DataError
 
-__all__ = ["FrameFiles", "natural_key"]
+__all__ = ["FrameFiles", "first_out_of_order", "natural_key"]
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
@@ -168,6 +170,35 @@ def _numbered_alike(file_names: Sequence[str], frame_ids: Sequence[int]) -> bool
         if in_video is None and number is not None:
             shifts.add(int(number[1]) - frame_id)
     return shifts in (set(), {0}, {1})
+
+
+def first_out_of_order(file_names: Sequence[str]) -> int | None:
+    """Position of the first frame whose number in its file's name is lower than the one before.
+
+    Frames that were numbered in the order in which a folder lists them (``10.jpg`` before
+    ``2.jpg``) are told by this. None where the order agrees, and where the names hold no numbers to
+    go by: they must be there in nearly all names, each once, and leave out less than every other.
+    """
+    # By far the most frequent, and quickly seen: digits enough for all, so that text sorts right.
+    if len(set(map(len, file_names))) <= 1 and all(a <= b for a, b in pairwise(file_names)):
+        return None
+    found = [_NUMBER_IN_NAME.search(name) for name in file_names]
+    numbers = [(int(match[1]), place) for place, match in enumerate(found) if match is not None]
+    values = {number for number, _ in numbers}
+    enough = len(numbers) > 2 and len(numbers) >= 0.9 * len(file_names)
+    if not enough or len(values) < len(numbers):
+        return None
+    step = math.gcd(*(value - min(values) for value in values))  # every 10th frame, say
+    if (max(values) - min(values)) // step >= 2 * len(values):
+        return None
+    for (before, _), (number, place) in pairwise(numbers):
+        if number < before:
+            return place
+    return None
+
+
+# The last number of a picture's name, or that of a frame in a video file.
+_NUMBER_IN_NAME = re.compile(r"(\d{1,18})(?:[^\d/]*\.[^./#]*|[^\d/.#]*)$")
 
 
 def _suffixes() -> str:

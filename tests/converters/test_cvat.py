@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import zipfile
 from collections import Counter, defaultdict
@@ -414,6 +415,18 @@ _BAD = {
     .replace('frame="0"', 'frame="3"', 1),
     "track 0 is of task 9, but <meta> has 7": _GOOD.replace("<track ", '<track task_id="9" '),
     "two tasks have the same id": CvatFile([CvatTask(2), CvatTask(2)], [], project=True).xml(),
+    f"<task> 7 would have {10**12} frames, which none has": _GOOD.replace(
+        "<size>4", f"<size>{10**12}"
+    ),
+    "<task> 7: <size> is '" + "9" * 100 + "', not a number": _GOOD.replace(
+        "<size>4", "<size>" + "9" * 5000
+    ),
+    "track 0: a box has no proper numbers (corners [-1e+308": _GOOD.replace(
+        'xtl="10.0"', 'xtl="-1e308"'
+    ).replace('xbr="30.0"', 'xbr="1e308"'),
+    f"track 0 has a box in frame {10**12}, but the frames": _GOOD.replace(
+        'frame="0"', f'frame="{10**12}"', 1
+    ),
     "none of the 1 video(s) has a box of a class (cat, dog)": CvatFile([CvatTask(4)], []).xml(),
 }
 
@@ -430,7 +443,21 @@ def test_bad_files(tmp_path: Path, message: str) -> None:
         assert str(raised.value).startswith(f"{path}: ")
 
 
+def test_a_video_and_a_picture_beyond_measure(tmp_path: Path) -> None:
+    # Few frames, but so far apart that the gaps between them can't be filled.
+    far = CvatFile([CvatTask(3, step=10**9)], [_track()])
+    with pytest.raises(DataError, match="video clip would have 2000000001 frames, which none has"):
+        _convert(tmp_path, far, fill_gaps=True)
+    wide = CvatFile([CvatTask(3, height_width=(48, 10**12))], [_track()])
+    with pytest.raises(DataError, match=f"video clip: no frame has {10**12}x48 pixels; correct it"):
+        _convert(tmp_path, wide)
+
+
 def test_bad_places(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.xml")
+    with pytest.raises(DataError, match=r"pipe.xml: a named pipe, not a file"):
+        convert_cvat([tmp_path / "pipe.xml"])
+    (tmp_path / "pipe.xml").unlink()
     with pytest.raises(DataError, match=r"none.zip: no such export of CVAT; check the path"):
         convert_cvat([tmp_path / "none.zip"])
     with pytest.raises(DataError, match=r"the folder holds no .xml or .zip; name the exports"):

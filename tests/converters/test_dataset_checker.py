@@ -103,6 +103,40 @@ FAULTS: dict[str, tuple[Break, str, int]] = {
         "videos that share an id",
         1,
     ),
+    "nan area": (lambda d: box(d, 0).update(area=float("nan")), '"area" that is no number', 1),
+    "iscrowd": (
+        lambda d: box(d, 0).update(iscrowd="x"),
+        '"iscrowd" that is neither 0 nor 1',
+        1,
+    ),
+    "long instance id": (
+        lambda d: box(d, 0).update(instance_id=10**30),
+        "instance ids that are no integer of 64 bits",
+        1,
+    ),
+    "long image id": (lambda d: image(d, 0).update(id=10**30), "images that lack a key", 1),
+    "long box": (
+        lambda d: box(d, 0).update(bbox=[3, 4, 10**400, 8]),
+        "boxes that are not four numbers",
+        1,
+    ),
+    "unhashable video": (
+        lambda d: image(d, 7).update(video_id=[1]),
+        'images of a video that "videos" does not list',
+        1,
+    ),
+    "size of no number": (lambda d: image(d, 0).update(width=[1]), "images that lack a key", 1),
+    "huge size": (lambda d: image(d, 0).update(width=2**31), "images without a size", 1),
+    "half a character": (
+        lambda d: image(d, 0).update(file_name="v1/\ud800.png"),
+        "names that no file can have",
+        1,
+    ),
+    "file of no name": (
+        lambda d: d.data["videos"][0].update(file="\0.mp4"),
+        'videos whose "file" is no name',
+        1,
+    ),
     "image lacks keys": (
         lambda d: (image(d, 0).pop("height"), image(d, 0).pop("width")),
         "images that lack a key",
@@ -135,6 +169,10 @@ def test_each_fault_is_an_error_with_its_count(fault: str, make_dataset: MakeDat
 
 
 WARNINGS: dict[str, tuple[Break, str]] = {
+    "order": (
+        lambda d: [image(d, n).update(frame_id=4 - n) for n in range(5)],
+        "videos numbered in another order than their file names",
+    ),
     "size changes": (lambda d: image(d, 1).update(width=33), "videos whose size changes"),
     "truth on unknown": (
         lambda d: image(d, 1).update(annotated=False),

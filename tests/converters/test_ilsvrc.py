@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -81,12 +82,39 @@ def test_missing_lists(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
         convert(lists, tree.parent)
 
 
-@pytest.mark.parametrize("line", ["train/video 1 x 9", "train/video 1", "train/video 1 -3 9"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train/video 1 x 9",
+        "train/video 1",
+        "train/video 1 -3 9",
+        f"train/video 1 1 {10**12}",
+        "train/video 1 1 " + "9" * 5000,
+    ],
+    ids=["letter", "short", "negative", "endless", "digits"],
+)
 def test_malformed_list(tree: Path, line: str) -> None:
     path = tree / "Lists" / ilsvrc.VID_TRAIN_LIST
     path.write_text(path.read_text() + f"\n{line}\n")
-    with pytest.raises(DataError, match=rf"line 47 is '{line}'; it must be a name and 3 number"):
+    with pytest.raises(DataError, match=rf"line 47 is '{line[:200]}'; it must be a name and 3 num"):
         _convert(tree)
+
+
+def test_a_list_that_is_no_text(tree: Path) -> None:
+    (tree / "Lists" / ilsvrc.VID_TRAIN_LIST).write_bytes(b"\xff\xfe\0")
+    with pytest.raises(DataError, match=r"VID_train_15frames.txt: no text \(.*; fetch the list"):
+        _convert(tree)
+
+
+def test_a_pipe_is_not_waited_for(tree: Path) -> None:
+    video = "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000"
+    bad = tree / "Annotations" / "VID" / "train" / video / "000002.xml"
+    bad.unlink()
+    os.mkfifo(bad)
+    _, counts = _convert(tree)
+    assert counts[_OUTPUTS[0]].unreadable == [
+        f"{bad}: a named pipe, not a file; write its data to a file first"
+    ]
 
 
 _DAMAGES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import zipfile
 from collections import Counter, defaultdict
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracking_exports import mot_sequence, mot_text
 
+from clab_d2.converters import mot
 from clab_d2.converters.coco_vid_builder import ConversionOptions
 from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.converters.mot import MOT_CLASSES, MotOptions, convert_mot
@@ -237,6 +239,38 @@ def test_length_as_far_as_there_are_objects(
     assert "clip.txt: nothing tells how many frames the video has: 5, as far as" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("frame", "said"), [(10**12, 10**12), (10**9, 10**9), (1e300, int(1e300))], ids=str
+)
+def test_a_stray_frame_number_does_not_fill_the_memory(
+    tmp_path: Path, frame: float, said: int
+) -> None:
+    file = tmp_path / "clip.txt"
+    file.write_text(f"1,1,2,3,4,4\n{frame},1,2,3,4,4\n")
+    message = rf"clip.txt: line 2: the video would have {said} frames, which none has"
+    with pytest.raises(DataError, match=message):
+        convert_mot([file], ConversionOptions(size=(48, 64)))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = mot_sequence(tmp_path / "a", [_ROW])
+    os.mkfifo(tmp_path / "clip.txt")
+    with pytest.raises(DataError, match=r"clip.txt: a named pipe, not a file"):
+        convert_mot([tmp_path / "clip.txt"])
+    (folder / "gt" / "gt.txt").unlink()
+    os.mkfifo(folder / "gt" / "gt.txt")
+    with pytest.raises(DataError, match=r"gt/gt.txt: a named pipe, not a file"):
+        convert_mot([folder / "gt" / "gt.txt"])
+
+
+def test_a_text_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mot, "_MAX_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("gt/gt.txt", b"\n" * (2**20 + 1))
+    with pytest.raises(DataError, match=r"gt.txt: more than 1 MiB; it is no MOT text file"):
+        convert_mot([tmp_path / "a.zip"])
+
+
 def test_detections(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Lines of a det.txt are boxes without tracks, and are told apart from annotations."""
     folder = mot_sequence(tmp_path / "a", [_ROW])
@@ -319,6 +353,9 @@ def test_bad_lines(tmp_path: Path, message: str) -> None:
         ("imWidth=64", "imWidth=-64", "4 frames of -64x48 pixels; correct or remove it"),
         ("imWidth=64", "", "4 frames of 0x48 pixels; correct or remove it"),
         ("imDir=img1", "imDir=../img1", r"imDir '\.\./img1' is no folder of the sequence"),
+        # Not to be taken for a pattern, here one of a gigabyte of blanks.
+        ("imDir=img1", "imDir={frame:>1000000000}", "imDir '.frame:.*' is no folder of the sequ"),
+        ("imExt=.jpg", "imExt=[*", r"imExt '\[\*' is no ending of a picture's name; correct it"),
     ],
 )
 def test_bad_seqinfo(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -328,6 +365,21 @@ def test_bad_seqinfo(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(DataError, match=f"seqinfo.ini: {message}") as raised:
         convert_mot([folder])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seqLength=4", f"seqLength={10**12}", f"video a would have {10**12} frames, which none"),
+        ("imWidth=64", f"imWidth={10**12}", f"video a: no frame has {10**12}x48 pixels"),
+    ],
+)
+def test_a_seqinfo_beyond_measure(tmp_path: Path, old: str, new: str, message: str) -> None:
+    folder = mot_sequence(tmp_path / "a", [_ROW])
+    path = folder / "seqinfo.ini"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError, match=message):
+        convert_mot([folder])
 
 
 def test_bad_places(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +149,28 @@ def _change(key: str, index: int, **values: Any) -> Callable[[dict[str, Any]], N
         (_change("annotations", 2, instance_id="a"), "has 'a' as \"instance_id\"; it must be an i"),
         (_change("annotations", 2, motion_iou="a"), "has 'a' as \"motion_iou\"; it must be a num"),
         (_change("annotations", 2, area=[1]), r"has \[1\] as \"area\"; it must be a number"),
+        (_change("annotations", 2, area=float("nan")), r"has nan as \"area\"; it must be a number"),
+        (_change("annotations", 2, motion_iou=float("inf")), "has inf as .* and finite"),
+        (_change("annotations", 2, iscrowd="no"), "annotation 3 has iscrowd 'no'; it must be 0"),
+        (_change("annotations", 2, iscrowd=float("nan")), "annotation 3 has iscrowd nan"),
+        (_change("annotations", 2, bbox=[1, 2, 10**400, 4]), "annotation 3 has bbox .* four"),
+        (_change("annotations", 2, bbox=[True, 2, 3, 4]), "annotation 3 has bbox .* four finite"),
+        (_change("annotations", 2, instance_id=2**63), "as \"instance_id\"; .* at most 64 bits"),
+        (_change("annotations", 2, image_id=10**4000), "0... as \"image_id\"; .* at most 64 bits"),
+        (_change("annotations", 2, category_id=-(10**30)), " \"category_id\"; .* at most 64 bits"),
+        (_change("images", 1, id=10**30), "as \"id\"; it must be an integer of at most 64 bits"),
+        (_change("images", 1, video_id=10**30), "as \"video_id\"; .* at most 64 bits"),
+        (_change("images", 1, video_id=[1]), r"has \[1\] as \"video_id\"; it must be an integer"),
+        (_change("images", 1, frame_id=10**30), "as \"frame_id\"; .* at most 64 bits"),
+        (_change("images", 1, width=2**31), r"image 2 \(v1/000001.png\) has size 2147483648x24"),
+        (_change("images", 1, file_name="a\0.png"), "image 2 names 'a.x00.png', which no file can"),
+        (_change("images", 1, file_name="\ud800.png"), "image 2 names '.ud800.png', which no file"),
+        (_change("videos", 1, file="\ud800.mp4"), "video 2 names '.ud800.mp4', which no file"),
+        (_change("videos", 1, id=10**30), r"videos\[1\] .* an integer of at most 64 bits"),
+        (_change("categories", 1, id=10**30), r"categories\[1\] .* an integer of at most 64 bits"),
+        (_change("categories", 1, id="a\nb"), "has 'a.nb' as \"id\""),
+        (lambda d: d.update(videos=None), 'no list "videos"'),
+        (lambda d: d.update(videos=3), 'no list "videos"'),
         (lambda d: d.update(annotations=[]), "no frame is annotated"),
         (
             lambda d: [image.update(annotated=False) for image in d["images"]],
@@ -174,6 +197,56 @@ def test_truncated_json(make_dataset: MakeDataset) -> None:
     dataset.json_file.write_text(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"annotations.json: not a whole JSON file .*make it again"):
         _load(dataset)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "not a whole JSON file .*recursion"),
+        ('{"images": ' * 100_000, "not a whole JSON file .*recursion"),
+        ('{"images": [' + "9" * 5000 + "]}", "not a whole JSON file .*digits"),
+    ],
+    ids=["lists", "objects", "digits"],
+)
+def test_json_that_python_cannot_read(
+    make_dataset: MakeDataset, text: str, message: str
+) -> None:
+    dataset = make_dataset((2,))
+    dataset.json_file.write_text(text)
+    with pytest.raises(DataError, match=rf"annotations.json: {message}"):
+        _load(dataset)
+
+
+def test_a_pipe_is_not_waited_for(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset((2,))
+    dataset.json_file.unlink()
+    os.mkfifo(dataset.json_file)
+    with pytest.raises(DataError, match=r"annotations.json: a named pipe, not a file"):
+        _load(dataset)
+
+
+def test_a_video_of_no_name(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset((2,))
+    dataset.data["videos"][0]["name"] = None
+    dataset.save()
+    assert get_video_table(dataset.name).video_name(1) == ""
+
+
+def test_frames_numbered_as_a_folder_lists_them(
+    make_dataset: MakeDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    """10.png before 2.png: warned of once, with an example."""
+    dataset = make_dataset((12, 12, 3))
+    for image in dataset.data["images"]:
+        names = sorted(f"v{image['video_id']}/{n}.png" for n in range(12))
+        image["file_name"] = names[image["frame_id"]]
+    dataset.save()
+    _load(dataset)
+    (record,) = [r for r in caplog.records if "frame_id disagrees" in r.message]
+    assert (
+        "of 2 video(s): of v1, frame 3 is v1/11.png and frame 4 is v1/2.png; if the names are right"
+        in record.message
+    )
 
 
 def test_missing_json(make_dataset: MakeDataset) -> None:

@@ -19,7 +19,7 @@ from made_datasets import MadeDataset, MakeDataset
 
 from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.data import build_vid_test_loader, get_video_table, register_coco_vid
-from clab_d2.data.frame_files import FrameFiles
+from clab_d2.data.frame_files import FrameFiles, first_out_of_order
 from clab_d2.data.frames import read_frame
 from clab_d2.errors import DataError
 
@@ -287,3 +287,28 @@ def test_stills_are_never_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     files = FrameFiles("root", 2)
     monkeypatch.setattr(os.path, "exists", lambda path: pytest.fail("looked at"))
     assert files.names("", None, ["a.jpg"], [0]) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        (["a/000000.jpg", "a/000001.jpg", "a/000002.jpg"], None),
+        (["a/8.jpg", "a/9.jpg", "a/10.jpg"], None),
+        (["a/10.jpg", "a/11.jpg", "a/8.jpg", "a/9.jpg"], 2),
+        (["a/100.jpg", "a/110.jpg", "a/80.jpg", "a/90.jpg"], 2),
+        (["a/0002.jpg", "a/0001.jpg", "a/0000.jpg"], 1),
+        (["a/5.jpg", "a/7.jpg", "a/8.jpg", "a/6.jpg"], 3),
+        (["a.mp4#3", "a.mp4#4", "a.mp4#2"], 2),
+        (["cam1/f10_left.jpg", "cam1/f9_left.jpg", "cam1/f11_left.jpg"], 1),
+        # Nothing to go by: few names, numbers that repeat, are no counter, or are in few names.
+        (["a/2.jpg", "a/1.jpg"], None),
+        (["a/1_2.jpg", "a/2_1.jpg", "a/1_2.jpg"], None),
+        (["a/90210.jpg", "a/11.jpg", "a/700.jpg"], None),
+        (["a/x.jpg", "a/3.jpg", "a/2.jpg", "a/1.jpg"], None),
+        (["3/x.jpg", "2/x.jpg", "1/x.jpg"], None),
+        (["a/x.mp4", "a/y.mp4", "a/b.mp4"], None),
+        (["one.jpg"], None),
+    ],
+)
+def test_order_of_the_numbers_in_names(names: list[str], place: int | None) -> None:
+    assert first_out_of_order(names) == place
