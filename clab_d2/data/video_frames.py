@@ -203,17 +203,7 @@ class VideoFrameReader:
         if self._index.packet_of_frame is None:
             self._frames = zip(itertools.count(), frames, strict=False)
         else:
-            self._frames = self._shown(frames)
-
-    def _shown(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(number, frame) of those frames that playing the file shows."""
-        for frame in frames:
-            # A file that is still being written to may have got more packets.
-            if frame.pts is None or frame.pts >= len(self._frame_of_packet):
-                continue
-            number = int(self._frame_of_packet[frame.pts])
-            if number >= 0:
-                yield number, frame
+            self._frames = _shown(frames, self._frame_of_packet)
 
     def _decode(self, index: int) -> av.VideoFrame | None:
         if index in self._recent:
@@ -303,6 +293,23 @@ class VideoFrameReader:
         size = sum(plane.buffer_size for plane in frame.planes)
         while len(self._recent) > max(1, min(_MAX_RECENT, _MAX_RECENT_BYTES // max(size, 1))):
             self._recent.popitem(last=False)
+
+
+def _shown(
+    frames: Iterator[av.VideoFrame], frame_of_packet: np.ndarray
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of those frames that playing the file shows.
+
+    No method, as a reader that its own generator held would end in a garbage collection: maybe in
+    a forked process, where closing a decoder waits for threads that are not there.
+    """
+    for frame in frames:
+        # A file that is still being written to may have got more packets.
+        if frame.pts is None or frame.pts >= len(frame_of_packet):
+            continue
+        number = int(frame_of_packet[frame.pts])
+        if number >= 0:
+            yield number, frame
 
 
 def read_video_frame(file_name: str) -> np.ndarray:

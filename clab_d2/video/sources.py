@@ -20,6 +20,7 @@ from clab_d2.data.frames import read_frame
 from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.data.video_frames import VideoFrameReader
 from clab_d2.errors import DataError
+from clab_d2.io import refuse_special_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 DEFAULT_FPS = 25.0
@@ -217,6 +218,7 @@ def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> V
         return FolderSource(path)
     if not path.exists():
         raise DataError(f"{name}: no such video, folder or camera; check the path")
+    refuse_special_file(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return FolderSource(path)
     return FileSource(path)

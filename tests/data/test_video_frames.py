@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random
 import socket
 import subprocess
 import sys
+import weakref
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
@@ -346,6 +348,19 @@ def test_a_seek_that_goes_too_far_is_noticed(tmp_path: Path, monkeypatch) -> Non
     reader._container = Overshooting(reader._container)
     for index in (40, 41, 14, 30, 2):
         np.testing.assert_array_equal(reader.read(index), played[index])
+
+
+def test_a_reader_ends_without_garbage_collection(tmp_path: Path) -> None:
+    """Which may come in a forked process, where a decoder's threads are not."""
+    reader = VideoFrameReader(make(tmp_path, "b-frames"), threads=2)
+    reader.read(20)
+    gone = weakref.ref(reader)
+    gc.disable()
+    try:
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_what_an_edit_list_trims_is_no_frame(tmp_path: Path) -> None:

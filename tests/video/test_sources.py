@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,15 @@ def test_what_is_no_source_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
     (tmp_path / "a.txt").write_text("no video")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    os.mkfifo(tmp_path / "pipe.jpg")
     for name, message in (
         ("gone.mp4", "no such video, folder or camera"),
         ("empty", "the folder holds no pictures"),
         ("bad", "none of its 1 pictures can be read"),
         ("a.txt", "cannot be opened as a video"),
+        ("pipe.mp4", "a named pipe, not a file"),
+        ("pipe.jpg", "a named pipe, not a file"),
     ):
         with pytest.raises(DataError, match=message) as error:
             open_video(tmp_path / name)
