@@ -7,7 +7,7 @@ def one_line(text: str) -> str:
 
 
 class _UserError(ValueError):
-    def __init__(self, message: object) -> None:
+    def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))
 
 
