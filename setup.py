@@ -33,6 +33,8 @@ INSTALL_REQUIRES = [
     "pytorch-metric-learning>=2.5",
     "defusedxml",
     "tqdm",
+    "scipy>=1.10",
+    "pyyaml",
     "matplotlib",
     "tensorboard",
     "av>=12",

@@ -44,7 +44,7 @@ def draw_all(comparison: Comparison, folder: str | os.PathLike[str], num_worst: 
     return files
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     # No pyplot: it keeps global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def _style(index: int) -> dict[str, str]:
 
 def precision_recall_figure(comparison: Comparison) -> Figure:
     """A panel each for all, slow, medium and fast; a group's runs thin, their mean thick."""
-    figure = _figure(11, 9)
+    figure = new_figure(11, 9)
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, VID_NAMES.items(), strict=True):
         for index, (label, runs) in enumerate(comparison.groups.items()):
             curves = np.stack([run.curves[name] for run in runs])
@@ -89,7 +89,7 @@ def precision_recall_figure(comparison: Comparison) -> Figure:
 
 def motion_figure(comparison: Comparison) -> Figure:
     """AP50 over all, slow, medium and fast objects, a bar for each group."""
-    figure = _figure(2 + 1.2 * len(VID_NAMES) + 0.5 * len(comparison.groups), 4.5)
+    figure = new_figure(2 + 1.2 * len(VID_NAMES) + 0.5 * len(comparison.groups), 4.5)
     axes = figure.subplots()
     width = 0.8 / len(comparison.groups)
     for index, label in enumerate(comparison.groups):
@@ -137,7 +137,7 @@ def worst_videos_figure(comparison: Comparison, count: int) -> Figure:
 
 
 def _dots(title: str, names: list[str], columns: dict[str, list]) -> Figure:
-    figure = _figure(8, 1.5 + 0.28 * len(names))
+    figure = new_figure(8, 1.5 + 0.28 * len(names))
     axes = figure.subplots()
     for index, (label, spreads) in enumerate(columns.items()):
         # Side by side, so that equal figures don't hide each other.
