@@ -66,7 +66,12 @@ def main() -> None:
         assert Path(config["MODEL"]["WEIGHTS"]).read_text() == f"weights of seed {seed}"
     else:
         train(output, note)
-    if str(seed) == os.environ.get("STUB_FAILS"):
+    failure = os.environ.get("STUB_FAILS")
+    if failure == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if failure == f"{seed} silently":
+        sys.exit(3)
+    if failure == str(seed):
         print("error: out of luck", file=sys.stderr)
         print("a last line that says less", file=sys.stderr)
         sys.exit(2)

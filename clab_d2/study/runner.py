@@ -108,6 +108,7 @@ class _Job:
     slot: Slot
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int  # where this attempt's output begins
     lock: _Lock
     began: float
     asked_to_end: bool = False
@@ -270,6 +271,7 @@ class Runner:
         with log.open("ab") as file:
             file.write(f"$ {shlex.join(command)}\n".encode())
             file.flush()
+            start = file.tell()
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -280,7 +282,7 @@ class Runner:
                 start_new_session=True,
                 pass_fds=[lock.file.fileno()],
             )
-        self._jobs.append(_Job(run, slot, process, log, lock, time.monotonic()))
+        self._jobs.append(_Job(run, slot, process, log, start, lock, time.monotonic()))
         at = iterations_done(run) if run.training is None else 0
         self._tell(f"{run.label}: {f'goes on at iteration {at}' if at else 'started'}")
 
@@ -323,7 +325,7 @@ class Runner:
         elif status < 0:
             reason = f"killed by {signal.Signals(-status).name}"
         else:
-            reason = _last_line(job.log) or f"exit status {status}"
+            reason = _last_line(job.log, job.log_start) or f"exit status {status}"
         self._fail(run, f"{reason}; its log is {job.log}")
 
     def _lack(self, run: Run) -> str:
@@ -426,12 +428,12 @@ def _durations(finished: Iterable[Run]) -> list[tuple[str, float]]:
     return [(kind, seconds) for kind, seconds in noted if isinstance(seconds, int | float)]
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, start: int) -> str:
     """The last line that says something, a one-line error of ours before others."""
     with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+        file.seek(max(start, file.seek(0, os.SEEK_END) - 20_000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("$ ")]
+    lines = [line for line in lines if line]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1]
 
