@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -24,10 +24,13 @@ from clab_d2.modeling.backbones.resnet_dc5 import (
 )
 from clab_d2.modeling.clip_batch import Clip, ClipBatch
 from clab_d2.modeling.clip_drawing import draw_training_clip
-from clab_d2.modeling.contrastive.base import ContrastiveFrame
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch
 from clab_d2.modeling.optimize import autocast_to
-from clab_d2.modeling.part_results import check_sequence, check_tensor
+from clab_d2.modeling.part_results import (
+    check_aggregated_maps,
+    check_backbone_maps,
+    check_frame_tensors,
+)
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 
 
@@ -233,22 +236,15 @@ class TemporalDetector(nn.Module, ABC):
         own = _frame_maps(key)
         others = [own if frame is key else _frame_maps(frame) for frame in references.frames]
         maps = part(own, others, references.counts)
-        if not isinstance(maps, Mapping):
-            raise PartError(
-                f"{type(part).__name__}.forward gives a {type(maps).__name__}, where a dict of the "
-                f"key frame's maps is due: {', '.join(key.features)}; see docs/extend.md"
-            )
-        for name, feature in key.features.items():
-            what = f"the key frame's map {name!r}, as it came"
-            check_tensor(part, "forward", maps.get(name), feature.shape, what)
+        check_aggregated_maps(part, maps, key.features)
         return FrameFeatures(dict(maps), key.image_size)
 
     # ---------------------------------------------------------------- training
 
     def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Losses of N clips; see :meth:`forward`."""
-        batch = ClipBatch(clips)
-        weight = self._contrastive_weight()
+        batch, branch = ClipBatch(clips), self.contrastive_branch
+        weight = 0.0 if branch is None else branch.current_weight()
         frames, tapped = self._training_frames(batch.images, tap=weight > 0)
         if self.aggregates:
             indices = batch.reference_indices()
@@ -265,8 +261,8 @@ class TemporalDetector(nn.Module, ABC):
         losses = self.detection_losses(keys, references, targets)
         if self.vis_period and get_event_storage().iter % self.vis_period == 0:
             self._draw(clips[0])
-        if self.contrastive_branch is not None:
-            losses["loss_contrastive"] = self._contrastive_loss(batch, tapped, weight)
+        if branch is not None:
+            losses["loss_contrastive"] = branch.batch_loss(batch, tapped, weight).to(self.device)
         return losses
 
     def _draw(self, clip: Clip) -> None:
@@ -285,32 +281,20 @@ class TemporalDetector(nn.Module, ABC):
         """
         frames: dict[int, FrameFeatures] = {}
         tapped: dict[int, Tensor] = {}
+        branch = self.contrastive_branch if tap else None
         for group in self._same_size_groups(images):
             batch = self.preprocess([images[index] for index in group])
-            with self._tap(tap) as tap_from:
+            with nullcontext() if branch is None else branch.tap(self.backbone) as tap_from:
                 maps = self._backbone_maps(batch.tensor)
             frames.update(zip(group, self._split(batch, maps), strict=True))
-            if tap:
-                source = tap_from(maps)
-                tapped.update((index, source[i : i + 1]) for i, index in enumerate(group))
+            if branch is not None:
+                tapped.update(zip(group, tap_from(maps).split(1), strict=True))
         return [frames[i] for i in range(len(images))], [tapped[i] for i in sorted(tapped)]
 
     def _backbone_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The backbone's maps of (N, 3, H, W), checked against its ``output_shape``."""
+        """The backbone's maps of (N, 3, H, W)."""
         maps = self.backbone(images)
-        for name, shape in self.backbone.output_shape().items():
-            expected = (len(images), shape.channels, None, None)
-            feature = maps.get(name) if isinstance(maps, Mapping) else None
-            what = f"map {name!r} of its output_shape()"
-            check_tensor(self.backbone, "forward", feature, expected, what)
-            # Rounding up or down, and a margin or none, are the backbone's choice.
-            height, width = (side / shape.stride for side in images.shape[-2:])
-            if max(abs(feature.shape[2] - height), abs(feature.shape[3] - width)) > 1:
-                raise PartError(
-                    f"{type(self.backbone).__name__}.forward gives a map {name!r} of "
-                    f"{tuple(feature.shape[2:])} for images of {tuple(images.shape[-2:])}, where "
-                    f"its output_shape() says stride {shape.stride}; correct one of them"
-                )
+        check_backbone_maps(self.backbone, maps, images)
         return maps
 
     def _split(self, batch: ImageList, maps: dict[str, Tensor]) -> list[FrameFeatures]:
@@ -318,7 +302,7 @@ class TemporalDetector(nn.Module, ABC):
         encoding: Sequence[Tensor] = ()
         if self.map_aggregation is not None:
             encoding = self.map_aggregation.encode(batch.tensor, maps)
-            _check_encoding(self.map_aggregation, encoding, len(batch))
+            check_frame_tensors(self.map_aggregation, "encode", encoding, len(batch))
         return [
             FrameFeatures(
                 {name: maps[name][index : index + 1] for name in self.in_features},
@@ -327,60 +311,6 @@ class TemporalDetector(nn.Module, ABC):
             )
             for index, size in enumerate(batch.image_sizes)
         ]
-
-    def _contrastive_weight(self) -> float:
-        """The branch's weight at this iteration, which Detectron2's event storage knows and a
-        resumed training restores."""
-        if self.contrastive_branch is None:
-            return 0.0
-        storage = get_event_storage()
-        weight = self.contrastive_branch.weight_at(storage.iter)
-        storage.put_scalar("contrastive/weight", weight, smoothing_hint=False)
-        return weight
-
-    def _contrastive_loss(
-        self, batch: ClipBatch, tapped: Sequence[Tensor], weight: float
-    ) -> Tensor:
-        assert self.contrastive_branch is not None
-        if weight == 0:
-            return self.contrastive_branch.zero_loss().to(self.device)
-        made: dict[int, ContrastiveFrame] = {}
-        ordered = []
-        for number, frame_id in batch.in_order():
-            index = batch.index_of(number, frame_id)
-            if index not in made:
-                truth, clip = batch.truth(number, frame_id), batch.clips[number]
-                made[index] = ContrastiveFrame(
-                    feature=tapped[index],
-                    image_size=tuple(batch.images[index].shape[-2:]),
-                    clip=number,
-                    video=(clip.get("dataset_name"), clip.get("video_id")),
-                    instances=None if truth is None else truth.to(self.device),
-                )
-            ordered.append(made[index])
-        loss = self.contrastive_branch(ordered)
-        get_event_storage().put_scalar("contrastive/loss", loss.item())
-        return loss * weight
-
-    @contextmanager
-    def _tap(self, active: bool) -> Iterator[Any]:
-        """Gives a function from the backbone's maps to the one that the branch taps.
-
-        The branch may want a map of the bottom-up network that the backbone (a feature pyramid,
-        say) does not return.
-        """
-        branch = self.contrastive_branch
-        if not active or branch is None or branch.in_feature in self.backbone.output_shape():
-            yield lambda maps: maps[branch.in_feature] if branch is not None else None
-            return
-        collected: list[dict[str, Tensor]] = []
-        handle = self.backbone.bottom_up.register_forward_hook(
-            lambda module, arguments, output: collected.append(output)
-        )
-        try:
-            yield lambda maps: collected[-1][branch.in_feature]
-        finally:
-            handle.remove()
 
     # ---------------------------------------------------------------- inference
 
@@ -460,15 +390,6 @@ class TemporalDetector(nn.Module, ABC):
     def kept_features(self) -> Sequence[str]:
         """Names of the maps that are needed after :meth:`reference_parts`."""
         return self.in_features
-
-
-def _check_encoding(part: MapAggregation, encoding: object, num_frames: int) -> None:
-    """Check what :meth:`MapAggregation.encode` gave for so many frames."""
-    what = "N frames along the first dimension of each tensor"
-    check_sequence(part, "encode", encoding, what)
-    for tensor in encoding:  # type: ignore[attr-defined]
-        dimensions = max(tensor.dim() if isinstance(tensor, Tensor) else 0, 1)
-        check_tensor(part, "encode", tensor, (num_frames, *(None,) * (dimensions - 1)), what)
 
 
 def _frame_maps(frame: FrameFeatures) -> FrameMaps:
