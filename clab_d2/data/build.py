@@ -10,12 +10,14 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.build import print_instances_class_histogram, trivial_batch_collator
+from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader
 
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.device_loader import pins_memory, to_device
+from clab_d2.data.object_sizes import small_objects_warning
 from clab_d2.data.samplers import VideoBatchSampler, VideoSampler
 from clab_d2.data.training_order import ClipOrder, build_clip_order
 from clab_d2.data.workers import init_worker
@@ -27,7 +29,11 @@ Record = dict[str, Any]
 
 
 def build_vid_train_loader(
-    cfg: CfgNode, *, needs_references: bool = True, needs_reference_truth: bool = False
+    cfg: CfgNode,
+    *,
+    needs_references: bool = True,
+    needs_reference_truth: bool = False,
+    finest_stride: int | None = None,
 ) -> Any:
     """Build the endless stream of training clips, VID and DET mixed.
 
@@ -40,6 +46,8 @@ def build_vid_train_loader(
         cfg: the config.
         needs_references: whether the model takes reference frames (``model.needs_references``).
         needs_reference_truth: whether it takes their ground truth, too.
+        finest_stride: of the maps that it detects in; given, a line warns of objects that are too
+            small for it at the config's input size.
 
     Returns:
         An iterable of batches, each a list of ``SOLVER.IMS_PER_BATCH / world size`` clips, see
@@ -54,6 +62,11 @@ def build_vid_train_loader(
     if not names:
         raise ConfigError("DATASETS.TRAIN is empty; name a dataset to train on")
     records = get_key_frames(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if finest_stride is not None:
+        warning = small_objects_warning(cfg, records, finest_stride)
+        if warning is not None:
+            # Once, though precise batch norm has a loader of its own.
+            log_first_n(logging.WARNING, warning, key="message")
     mapper = VIDDatasetMapper(
         cfg,
         is_train=True,

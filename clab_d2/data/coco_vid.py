@@ -133,13 +133,13 @@ def load_coco_vid(
 
 
 def read_truth(
-    json_file: str, name: str
+    json_file: str, name: str | None
 ) -> tuple[dict[int, list[bool]], list[tuple[int, int, list[float], int, int, bool]]]:
-    """Read the truth of all frames of a registered dataset, key frames or not.
+    """Read the truth of all frames of a dataset, key frames or not.
 
     Args:
         json_file: the annotations.
-        name: the dataset.
+        name: the registered dataset, whose classes count; None: those of the JSON.
 
     Returns:
         For each video id whether the truth of each of its frames is known, and of every object the

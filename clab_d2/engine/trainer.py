@@ -44,6 +44,7 @@ from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
 from clab_d2.engine.hooks import DataOrder, PeriodicEvaluation, StopOnSignal
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
+from clab_d2.engine.size_check import finest_stride
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DivergenceError
 from clab_d2.evaluation import VIDEvaluator
@@ -95,6 +96,7 @@ class Trainer(DefaultTrainer):
             cfg,
             needs_references=model.needs_references,
             needs_reference_truth=model.needs_reference_truth,
+            finest_stride=finest_stride(cfg, model),
         )
 
     @classmethod

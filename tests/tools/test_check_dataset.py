@@ -62,3 +62,38 @@ def test_what_cannot_be_checked_is_one_line(
     assert len(error.splitlines()) == 1
     assert check(["--dataset", "never_heard_of"]) == 2
     assert "'never_heard_of' is not registered" in capsys.readouterr().err
+
+
+@pytest.fixture
+def config(repo_root: Path) -> list[str]:
+    return ["--config-file", str(repo_root / "configs/MiniVID/faster_rcnn.yaml")]
+
+
+def test_a_config_has_its_objects_measured(
+    tiny: TinyVideos, where: list[str], config: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one file, or of all sets of the config; --opts tries what was proposed."""
+    options = ["--opts", *tiny.options]
+    assert check([*where, *config, *options]) == 0
+    of_file = capsys.readouterr().out
+    assert check([*config, *options]) == 0
+    assert capsys.readouterr().out == of_file
+    assert "9 objects at the model's input, INPUT.MIN_SIZE_TEST 128 MAX_SIZE_TEST 192" in of_file
+    assert "warning" not in of_file
+    assert check([*config, *options, "INPUT.MIN_SIZE_TEST", "32"]) == 0
+    assert "warning: most objects are too small" in capsys.readouterr().out
+
+
+def test_sizes_wait_for_the_errors(
+    tiny: TinyVideos, where: list[str], config: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(tiny.json_file.read_text())
+    data["annotations"][0]["image_id"] = 99
+    tiny.json_file.write_text(json.dumps(data))
+    options = ["--opts", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    assert check([*where, *config, *options]) == 1
+    output = capsys.readouterr().out
+    assert "error: annotations of an unknown image: 1" in output
+    assert output.endswith("object sizes: looked at once the errors are mended\n")
+    assert check([*config, *options]) == 2
+    assert "DATASETS.TRAIN and TEST are empty" in capsys.readouterr().err
