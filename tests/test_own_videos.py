@@ -1,4 +1,4 @@
-"""docs/own_videos.md, taken at its word: its config and its commands, run from top to bottom.
+"""docs/own_videos.md, taken at its word: its configs and its commands, run from top to bottom.
 
 Smaller than the page has it (few iterations, small frames, no weights to start from), by options
 that are appended to its commands.
@@ -54,8 +54,9 @@ def _pairs(options: dict[str, str]) -> list[str]:
 # script -> what is appended to its command
 APPENDED = {
     "datasets/convert_cvat.py": [],
+    "datasets/split_coco_vid.py": [],
     "tools/check_dataset.py": ["--workers", "1"],
-    "tools/visualize_dataset.py": ["--num-clips", "2", "--opts", *_pairs(_SMALL)],
+    "tools/visualize_dataset.py": ["--num-clips", "1", "--opts", *_pairs(_SMALL)],
     "tools/train_net.py": _pairs(_SMALL | _BRIEF),
     "tools/evaluate.py": [],
     "tools/demo.py": _pairs(_SMALL),  # its command ends with --opts
@@ -125,18 +126,25 @@ def test_the_page_has_all_steps() -> None:
     page = Page.read()
     scripts = [shlex.split(c)[1] for c in page.commands if c.startswith("python ")]
     assert list(dict.fromkeys(scripts)) == list(APPENDED)
-    assert list(page.files) == ["mine/rabbit.yaml"]
+    assert list(page.files) == ["mine/clab.yaml"]
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", PAGE.read_text()):
         assert (PAGE.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "number"), [("train", 17), ("val", 16)])
 def test_the_conversion_gives_the_boxes_drawn_by_hand(
-    split: str, folder: Path, repo_root: Path
+    split: str, number: int, folder: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The export holds what ``datasets/real_clips`` has as JSON."""
+    """The exports hold what ``datasets/real_clips`` has as JSON; the page converts one of them."""
+    monkeypatch.chdir(folder)
+    command = next(c for c in Page.read().commands if "convert_cvat.py" in c)
+    made_file = folder / "mine/rabbit.json"
+    if split not in command:
+        made_file = folder / f"{split}.json"
+        command = command.replace("_train_", f"_{split}_")
+        assert _run(command.replace("mine/rabbit.json", made_file.name)) == 0
     drawn = json.loads((repo_root / f"datasets/real_clips/bigbuckbunny_{split}.json").read_text())
-    made = json.loads((folder / f"mine/{split}.json").read_text())
+    made = json.loads(made_file.read_text())
     frame_of_drawn = {i["id"]: i["frame_id"] for i in drawn["images"] if i["annotated"]}
     # Frames are named by their number in the video file, or else that is their frame_id.
     frame_of_made = {
@@ -149,8 +157,16 @@ def test_the_conversion_gives_the_boxes_drawn_by_hand(
         sorted((frame_of[a["image_id"]], a["bbox"]) for a in data["annotations"])
         for data, frame_of in ((drawn, frame_of_drawn), (made, frame_of_made))
     ]
-    assert boxes[0] == boxes[1] and len(boxes[0]) in (16, 17)
+    assert boxes[0] == boxes[1] and len(boxes[0]) == number
     assert made["categories"] == drawn["categories"]
+
+
+def test_the_last_frames_are_held_back(folder: Path) -> None:
+    numbers = [
+        [i["frame_id"] for i in json.loads(file.read_text())["images"] if i["annotated"]]
+        for file in (folder / "mine/rabbit_train.json", folder / "mine/rabbit_val.json")
+    ]
+    assert [len(part) for part in numbers] == [12, 5] and numbers[0][-1] < numbers[1][0]
 
 
 def test_nothing_is_unpacked(folder: Path) -> None:
@@ -161,26 +177,27 @@ def test_nothing_is_unpacked(folder: Path) -> None:
 
 def test_metrics_are_of_the_annotated_frames(folder: Path) -> None:
     truth = GroundTruth.from_file(folder / "mine/val.json")
-    assert truth.annotated.sum() == 16 and len(truth.annotated) > 100
-    results = folder / "mine/output/inference/rabbit_val"
-    predictions = json.loads((results / "predictions.json").read_text())
-    assert {p["image_id"] for p in predictions} > set(truth.image_ids[truth.annotated].tolist())
-
-    metrics = json.loads((results / "metrics.json").read_text())
-    assert metrics == json.loads((folder / "mine/metrics.json").read_text())
-    figures = [metrics["bbox"]["AP"], metrics["vid"]["AP50"], metrics["vid"]["per-class"]["rabbit"]]
-    assert all(math.isfinite(figure) and 0 <= figure <= 100 for figure in figures)
-
     known = set(truth.image_ids[truth.annotated].tolist())
-    of_known = folder / "of_known.json"
-    of_known.write_text(json.dumps([p for p in predictions if p["image_id"] in known]))
-    again = compute_metrics(truth, Detections.from_file(of_known, truth)).as_json()
-    assert again["bbox"] == metrics["bbox"] and again["vid"] == metrics["vid"]
+    assert len(known) == 18 and len(truth.annotated) == 212
+    for name in ("single", "clab"):
+        results = folder / f"mine/output/{name}/inference/street_val"
+        predictions = json.loads((results / "predictions.json").read_text())
+        assert {p["image_id"] for p in predictions} == known
+        metrics = json.loads((results / "metrics.json").read_text())
+        vid = metrics["vid"]
+        figures = [metrics["bbox"]["AP"], vid["AP50"], *vid["per-class"].values()]
+        assert all(math.isfinite(figure) and 0 <= figure <= 100 for figure in figures)
+        assert list(vid["per-class"]) == ["car", "bicycle"]
+        again = compute_metrics(truth, Detections.from_file(results / "predictions.json", truth))
+        assert again.as_json() == metrics
+    compared = (folder / "mine/comparison.json").read_text()
+    assert "single frame" in compared and "CLAB" in compared
 
 
 def test_the_clip_is_drawn_whole(folder: Path) -> None:
-    drawn, clip = (play(folder / "mine" / name) for name in ("detected.mp4", "bigbuckbunny.mp4"))
-    assert len(drawn) == len(clip) == 132
-    assert drawn[0].shape == clip[0].shape == (720, 1280, 3)
+    drawn, clip = (play(folder / "mine" / name) for name in ("detected.mp4", "bikes.mp4"))
+    assert len(drawn) == len(clip) == 250
+    # Small frames are drawn larger, so that names can be read.
+    assert clip[0].shape == (272, 640, 3) and drawn[0].shape == (544, 1280, 3)
     found = json.loads((folder / "mine/detected.json").read_text())
-    assert len(found["frames"]) == 132 and found["class_names"] == ["rabbit"]
+    assert len(found["frames"]) == 250 and found["class_names"] == ["car", "bicycle"]

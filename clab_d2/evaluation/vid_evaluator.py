@@ -54,10 +54,11 @@ class FrameDetections:
 class VIDEvaluator(DatasetEvaluator):
     """COCO box AP and VID AP50 of a video dataset (see :mod:`clab_d2.evaluation.metrics`).
 
-    Writes ``predictions.json`` (a COCO result list, frames of unknown truth included) and
-    ``metrics.json`` into ``output_dir``, each whole or not at all. Any number of processes, with
-    any share of the frames each, give the result of one to the last digit: the main process
-    gathers all detections and sorts them by frame. A frame that several processes had counts once.
+    Writes ``predictions.json`` (a COCO result list of the frames it is given, also of those of
+    unknown truth) and ``metrics.json`` into ``output_dir``, each whole or not at all. Any number of
+    processes, with any share of the frames each, give the result of one to the last digit: the main
+    process gathers all detections and sorts them by frame. A frame that several processes had
+    counts once.
 
     The classes measured are the dataset's own. Categories that its JSON has beyond them are
     ignored; a class that the JSON lacks can't be measured, and is left out of the predictions, as

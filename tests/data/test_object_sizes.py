@@ -144,7 +144,7 @@ def test_proposed_anchors_match_more(sizes: list[list[float]]) -> None:
     if len(sizes) > 1:
         assert flat == pytest.approx([flat[0] * size / 32 for [size] in sizes], rel=0.05)
     before, after = ((a.best_iou(people) >= 0.7).mean() for a in (anchors, found))
-    assert after > before + 0.25
+    assert after > before + 0.15
     # Proposed once, they are found good.
     assert propose_anchors(people, found, 0.7) is None
 

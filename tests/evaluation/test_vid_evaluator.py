@@ -147,6 +147,28 @@ def test_the_file_gives_the_same_metrics_to_the_last_digit(dataset, tmp_path):
     assert metrics.vid == results["vid"]
 
 
+def test_only_annotated_frames_need_be_evaluated(dataset, tmp_path, caplog):
+    """The test loader gives no others: the figures are the same, and nothing is called missing."""
+    name, content = dataset
+    everything = run(dataset, None)
+    evaluator = VIDEvaluator(name, tmp_path / "out", distributed=False)
+    annotated = [image["id"] for image in content["images"] if image["annotated"]]
+    assert 0 < len(annotated) < len(content["images"])
+    feed(evaluator, annotated, content)
+    with caplog.at_level(logging.WARNING):
+        results = evaluator.evaluate()
+    assert str(results) == str(everything)
+    assert not caplog.records
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {p["image_id"] for p in predictions} == set(annotated)
+
+    evaluator.reset()
+    feed(evaluator, annotated[:-2], content)
+    with caplog.at_level(logging.WARNING):
+        evaluator.evaluate()
+    assert f"2 of {len(annotated)} annotated frames" in caplog.text
+
+
 def test_frames_of_unknown_truth_do_not_count(dataset, tmp_path):
     name, content = dataset
     whole = run(dataset, None)
