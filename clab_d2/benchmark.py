@@ -98,7 +98,7 @@ class Setting:
 def build(cfg: CfgNode, variant: str) -> TemporalRCNN:
     """A variant with random weights, which are the same for all of them.
 
-    The plain one stays as it was built, as the official code has it; the others are prepared for
+    The plain one stays as it was built; the others are prepared for
     inference by ``TEST.OPTIMIZE`` and ``TEST.COMPILE``.
     """
     cfg = cfg.clone()

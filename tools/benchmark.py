@@ -8,7 +8,7 @@ On one made-up video, with random weights, in one run, the variants in turns:
 
     single frame       the same detector without SELSA and Temporal RoI Align
     temporal           as it is used
-    temporal, plain    everything recomputed at every key frame, as the official code does
+    temporal, plain    every formula as it stands, everything recomputed at every key frame
 
 Prints frames per second, ratios with their spread, peak memory, a breakdown by stage, and how the
 cost grows with references, resolution and length of the video; writes tables and a plot.
