@@ -29,6 +29,8 @@ SEEN: list[str] = []
 class NotingModel(nn.Module):
     """Its loss falls with its one weight; ``SEEN`` gets the clips' key frames."""
 
+    needs_references = needs_reference_truth = False
+
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
