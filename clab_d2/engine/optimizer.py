@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,12 @@ from detectron2.solver.build import (
 from torch import nn
 
 from clab_d2.errors import ConfigError
+from clab_d2.modeling.backbones.base import bottom_up_of, layer_ids
+
+# As ViT's and Swin's are called in Detectron2 and timm.
+_POSITION_EMBEDDINGS = (
+    "pos_embed", "absolute_pos_embed", "relative_position_bias_table", "cls_token", "reg_token",
+)  # fmt: skip
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
@@ -26,9 +32,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer of ``SOLVER.OPTIMIZER``.
 
     Learning rates and weight decays are per group as in Detectron2 (``WEIGHT_DECAY_NORM``,
-    ``BIAS_LR_FACTOR``, ``WEIGHT_DECAY_BIAS``). On top of Detectron2's ``CLIP_GRADIENTS``, the
-    ``CLIP_TYPE`` "full_model" scales all gradients together so that their common norm is at most
-    ``CLIP_VALUE``. It does so inside ``step()``: after mixed precision has taken out its scale.
+    ``BIAS_LR_FACTOR``, ``WEIGHT_DECAY_BIAS``); ``BACKBONE_MULTIPLIER`` and ``LAYER_DECAY`` lower
+    the learning rates of the network below the neck. Position embeddings have no weight decay.
+
+    On top of Detectron2's ``CLIP_GRADIENTS``, the ``CLIP_TYPE`` "full_model" scales all gradients
+    together so that their common norm is at most ``CLIP_VALUE``. It does so inside ``step()``:
+    after mixed precision has taken out its scale.
 
     Raises:
         ConfigError: the optimizer is unknown.
@@ -44,11 +53,35 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=learning_rate_factors(cfg, model),
+        overrides={name: {"weight_decay": 0.0} for name in _POSITION_EMBEDDINGS},
     )
     arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "SGD":
         arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     return _with_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER])(parameters, foreach=True, **arguments)
+
+
+def learning_rate_factors(cfg: CfgNode, model: nn.Module) -> Callable[[str], float]:
+    """What each parameter's learning rate is multiplied by, by its name.
+
+    The network below the neck has ``BACKBONE_MULTIPLIER``, and of its layers the deepest
+    ``LAYER_DECAY`` once, the one before twice, and so on down to the stem. All else has 1.
+    """
+    solver = cfg.SOLVER
+    if solver.BACKBONE_MULTIPLIER == solver.LAYER_DECAY == 1 or not hasattr(model, "backbone"):
+        return lambda name: 1.0
+    network = bottom_up_of(model.backbone)
+    prefix = next(f"{name}." for name, module in model.named_modules() if module is network)
+    layers = {prefix + name: layer for name, layer in layer_ids(network).items()}
+    deepest = max(layers.values())
+
+    def factor(name: str) -> float:
+        if name not in layers:
+            return 1.0
+        return solver.BACKBONE_MULTIPLIER * solver.LAYER_DECAY ** (deepest + 1 - layers[name])
+
+    return factor
 
 
 def _with_clipping(

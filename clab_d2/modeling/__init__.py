@@ -13,11 +13,18 @@ from clab_d2.modeling.aggregation.base import (
 from clab_d2.modeling.aggregation.flow_guided import FlowGuided
 from clab_d2.modeling.aggregation.selsa import SELSA
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
-from clab_d2.modeling.backbones.resnet_dc5 import (
+from clab_d2.modeling.backbones.base import BottomUp, InputFormat
+from clab_d2.modeling.backbones.batch_norm import fix_batch_norm_statistics
+from clab_d2.modeling.backbones.necks import (
+    FeaturePyramid,
+    PlainFeaturePyramid,
     SingleScaleBackbone,
-    build_resnet_dc5_backbone,
-    fix_batch_norm_statistics,
 )
+from clab_d2.modeling.backbones.regnet import RegNetBackbone
+from clab_d2.modeling.backbones.resnet_dc5 import build_resnet_dc5_backbone
+from clab_d2.modeling.backbones.swin import Swin
+from clab_d2.modeling.backbones.timm import TimmBackbone
+from clab_d2.modeling.backbones.vitdet import PlainViT
 from clab_d2.modeling.contrastive.base import (
     CONTRASTIVE_LOSS_REGISTRY,
     ContrastiveFrame,
@@ -44,28 +51,36 @@ __all__ = [
     "MAP_AGGREGATION_REGISTRY",
     "ROI_AGGREGATION_REGISTRY",
     "SELSA",
+    "BottomUp",
     "BoxAggregation",
     "ClassContrast",
     "ClipContrast",
     "ContrastiveBranch",
     "ContrastiveFrame",
     "ContrastiveLoss",
+    "FeaturePyramid",
     "FlowGuided",
     "ForegroundContrast",
     "FrameFeatures",
     "FrameMaps",
+    "InputFormat",
     "MMDetectionRPN",
     "MapAggregation",
+    "PlainFeaturePyramid",
+    "PlainViT",
     "ReferenceMemory",
     "References",
+    "RegNetBackbone",
     "RoIAggregation",
     "SingleScaleBackbone",
+    "Swin",
     "TemporalBoxHead",
     "TemporalCascadeROIHeads",
     "TemporalDetector",
     "TemporalRCNN",
     "TemporalROIHeads",
     "TemporalRoIAlign",
+    "TimmBackbone",
     "TrackContrast",
     "build_resnet_dc5_backbone",
     "contrastive_weight",

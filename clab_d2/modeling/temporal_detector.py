@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError, PartError
 from clab_d2.modeling.aggregation.base import FrameMaps, MapAggregation, build_map_aggregation
-from clab_d2.modeling.backbones.resnet_dc5 import (
-    checkpoint_activations,
-    fix_batch_norm_statistics,
-)
+from clab_d2.modeling.backbones.activation_checkpointing import checkpoint_activations
+from clab_d2.modeling.backbones.base import bottom_up_of, with_input_format
+from clab_d2.modeling.backbones.batch_norm import fix_batch_norm_statistics
 from clab_d2.modeling.clip_batch import Clip, ClipBatch
 from clab_d2.modeling.clip_drawing import draw_training_clip
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch
@@ -105,6 +104,7 @@ class TemporalDetector(nn.Module, ABC):
         branch = None
         if cfg.MODEL.CONTRASTIVE.ENABLED:
             branch = ContrastiveBranch(cfg, _tappable_shapes(backbone))
+        cfg = with_input_format(cfg, backbone)
         shapes = backbone.output_shape()
         missing = [name for name in in_features if name not in shapes]
         if missing:
@@ -410,8 +410,7 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
 
 def _tappable_shapes(backbone: Backbone) -> dict[str, ShapeSpec]:
     """Shapes of the maps that a backbone returns, and of those of the network below its neck."""
-    bottom_up = getattr(backbone, "bottom_up", None)
-    below = bottom_up.output_shape() if bottom_up is not None else {}
+    below = bottom_up_of(backbone).output_shape()
     return {**below, **backbone.output_shape()}
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from made_clips import assert_same, build, test_clips
-from torch import nn
+from torch import Tensor, nn
 
 from clab_d2.layers import numba_support
+from clab_d2.modeling import TimmBackbone
 from clab_d2.modeling.optimize import fold_batch_norms, prepare_for_inference
 
 
@@ -37,6 +38,88 @@ def test_a_folded_batch_norm_is_the_conv_and_its_norm(norm, bias):
         torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
     assert folded == (1 if norm in ("BN", "FrozenBN") else 0)
     assert (conv.norm is None) == (norm != "GN")
+
+
+class TwoConsumers(nn.Module):
+    """What the first conv gives goes to the norm, and past it; the others may be folded."""
+
+    size_divisibility = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken_twice, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.map, self.map_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.shared, self.norms = nn.Conv2d(4, 4, 1), nn.ModuleList([nn.BatchNorm2d(4)] * 2)
+        self.last, self.last_norm = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.taken_twice(x)
+        x = self.norm(x) + x
+        raw = self.map(x)
+        x = torch.relu_(self.map_norm(raw))
+        for norm in self.norms:
+            x = norm(self.shared(x))
+        return {"raw": raw, "last": torch.relu_(self.last_norm(self.last(x)))}
+
+
+class StandardisedConv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / self.weight.std()
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+def in_detector(backbone: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    detector = nn.Module()
+    detector.backbone = backbone.eval()
+    randomise_batch_norms(detector)
+    return detector
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_only_what_nothing_else_takes_is_folded(frozen):
+    detector = in_detector(TwoConsumers())
+    detector.requires_grad_(not frozen)
+    x = torch.randn(1, 3, 16, 24)
+    with torch.no_grad():
+        expected = detector.backbone(x)
+        assert fold_batch_norms(detector) == 1
+        assert isinstance(detector.backbone.last_norm, nn.Identity)
+        for name, value in detector.backbone(x).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("densenet121", 62), ("resnetv2_50", 16), ("hrnet_w18_small", 0)]
+)
+def test_folding_whatever_the_architecture(name, left):
+    """Norms that come before their convs stay."""
+    detector = in_detector(TimmBackbone(name))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = detector.backbone(x)
+        assert fold_batch_norms(detector) > 20
+        for key, value in detector.backbone(x).items():
+            difference = (value - expected[key]).abs().max() / expected[key].abs().max()
+            assert difference < 1e-4
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in detector.modules()) == left
+
+
+def test_a_conv_that_makes_more_of_its_weight_is_left():
+    class Net(nn.Module):
+        size_divisibility = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = StandardisedConv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"map": self.norm(self.conv(x))}
+
+    detector = in_detector(Net())
+    before = copy.deepcopy(detector.state_dict())
+    assert fold_batch_norms(detector) == 0
+    assert all(torch.equal(v, before[n]) for n, v in detector.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["clab_quick", "clab_fpn_quick", "faster_rcnn_quick"])

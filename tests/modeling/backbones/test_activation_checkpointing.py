@@ -16,7 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clab_d2 import get_clab_cfg
 from clab_d2.errors import ConfigError
-from clab_d2.modeling.backbones.resnet_dc5 import CheckpointedStage, checkpoint_activations
+from clab_d2.modeling.backbones import activation_checkpointing
+from clab_d2.modeling.backbones.activation_checkpointing import (
+    CheckpointedStage,
+    checkpoint_activations,
+)
 
 FIXED = "MODEL.BACKBONE.FIX_BN_STATISTICS"
 KEY = "MODEL.BACKBONE.CHECKPOINT_ACTIVATIONS"
@@ -84,7 +88,7 @@ def test_long_stages_go_in_parts(config, monkeypatch):
     """As res4 of a ResNet-101: no more than so many blocks are computed again at once."""
     cfg = config("clab_quick", FIXED, False)
     expected = train(build_one(cfg, False))
-    monkeypatch.setattr("clab_d2.modeling.backbones.resnet_dc5._BLOCKS_AT_A_TIME", 1)
+    monkeypatch.setattr(activation_checkpointing, "_BLOCKS_AT_A_TIME", 1)
     for left, right in zip(train(build_one(cfg, True)), expected, strict=True):
         assert_equal(left, right)
 
@@ -128,7 +132,8 @@ def test_inference_is_left_alone(config, monkeypatch):
     cfg = config("clab_quick")
     plain, checkpointed = build_one(cfg, False).eval(), build_one(cfg, True).eval()
     monkeypatch.setattr(
-        "clab_d2.modeling.backbones.resnet_dc5.checkpoint", lambda *_, **__: pytest.fail()
+        "clab_d2.modeling.backbones.activation_checkpointing.checkpoint",
+        lambda *_, **__: pytest.fail(),
     )
     for clip in test_clips(1, 2):
         (left,), (right,) = plain([clip]), checkpointed([clip])
