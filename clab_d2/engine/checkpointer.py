@@ -15,8 +15,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from clab_d2.checkpoint.parts import name_parts
+from clab_d2.checkpoint.published import place_published
 from clab_d2.checkpoint.renamed import rename_old_weights
 from clab_d2.checkpoint.safe_load import load_weights_file
+from clab_d2.checkpoint.sources import local_path
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
 
@@ -134,6 +136,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         try:
             if path:
                 self._check_exists(path)
+                if "://" in path:  # here, and not as an error from the depths of Detectron2
+                    local_path(path.partition("?")[0])
             return super().load(path, checkpointables)
         finally:
             # Detectron2 leaves this set after an error, and then refuses every later call.
@@ -157,6 +161,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         content = load_weights_file(filename, trusted=self.trusted)
         if "model" in content:
             loaded = content
+        elif "model_state" in content:  # pycls
+            loaded = {"model": content["model_state"]}
         elif "state_dict" in content:
             raise DataError(
                 f"{self._path}: weights of MMTracking or MMDetection; convert them first: "
@@ -192,7 +198,11 @@ class VIDCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         own = list(self.model.state_dict())
         if not checkpoint.get("matching_heuristics", False):
-            checkpoint["model"] = self._with_todays_names(checkpoint["model"], own)
+            weights = self._with_todays_names(checkpoint["model"], own)
+            try:
+                checkpoint["model"] = place_published(self.model, weights)
+            except DataError as error:
+                raise DataError(f"{self._path}: {error}") from None
         if not self._resuming:
             checkpoint["model"] = _without_memory(checkpoint["model"])
         try:
