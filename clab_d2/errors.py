@@ -8,11 +8,7 @@ def one_line(text: str) -> str:
 
 class _UserError(ValueError):
     def __init__(self, message: object = "") -> None:
-        text = str(message)
-        # Of an error in a data-loading worker PyTorch makes a new one, whose text is the worker's
-        # traceback: it stays legible, and clab_d2.engine.launch.one_line finds the message in it.
-        is_traceback = text.startswith("Caught ") and "\nOriginal Traceback (" in text
-        super().__init__(text if is_traceback else one_line(text))
+        super().__init__(one_line(str(message)))
 
 
 class DataError(_UserError):

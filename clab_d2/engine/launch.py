@@ -22,7 +22,6 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from clab_d2 import errors
 from clab_d2.data import register_datasets_from_config
 from clab_d2.engine.config_file import load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
@@ -211,8 +210,8 @@ def one_line(error: BaseException) -> str:
     """The message of a user's mistake, without the traceback that a data loader's worker adds."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "Original Traceback" in str(error):
-        return errors.one_line(lines[-1].partition(": ")[2] or lines[-1])
-    return errors.one_line(" ".join(line.strip() for line in lines))
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return " ".join(line.strip() for line in lines)
 
 
 def _report(line: str) -> int:
