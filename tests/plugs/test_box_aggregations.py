@@ -60,6 +60,15 @@ def test_box_features_keep_their_shape(
     assert torch.isfinite(result).all()
 
 
+@pytest.mark.parametrize("counts", [None, []])
+def test_no_reference_rois(part: BoxAggregation, counts: list[float] | None) -> None:
+    """The RPN may find nothing in all of the reference frames."""
+    references = part.encode_references(features(2, 0))
+    result = part(features(1, 5), references, None if counts is None else torch.tensor(counts))
+    assert result.shape == (5, DIM)
+    assert torch.isfinite(result).all()
+
+
 def test_gradients_reach_every_parameter(part: BoxAggregation) -> None:
     own, others = features(1, 5).requires_grad_(), features(2, 6).requires_grad_()
     part.train()(own, part.encode_references(others), None).square().sum().backward()

@@ -161,8 +161,8 @@ class BoxAggregation(nn.Module, ABC):
         Args:
             features: (R, C) of the key frame's RoIs after this layer's FC, before its ReLU.
             references: as :meth:`encode_references` gave them, for the M RoIs of all reference
-                frames together; empty unless ``needs_references``.
-            counts: (M,) how often each reference RoI counts; None where all count alike.
+                frames together, of which there may be none; empty unless ``needs_references``.
+            counts: (M,) how often each reference RoI counts; None: all alike, as once.
 
         Returns:
             (R, C), which takes the place of ``features``.
