@@ -1,6 +1,6 @@
 """The temporal detector the plain way: every formula as it stands, everything recomputed at every
-key frame. (The official code keeps the references' maps and recomputes the rest.) Kept for tests and the benchmark, which measure the fast way
-against it; nothing else uses it.
+key frame. (The official code keeps the references' maps and recomputes the rest.) Kept for tests
+and the benchmark, which measure the fast way against it; nothing else uses it.
 """
 
 from __future__ import annotations
