@@ -25,9 +25,18 @@ from clab_d2.modeling.aggregation.base import (
     MAP_AGGREGATION_REGISTRY,
     ROI_AGGREGATION_REGISTRY,
 )
+from clab_d2.modeling.backbones.necks import NECKS
 from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
 from clab_d2.modeling.contrastive.schedule import SCHEDULES
 from clab_d2.modeling.optimize import PRECISIONS
+
+# Networks of Detectron2's that leave no blocks out in training.
+_WITHOUT_DROP_PATH = (
+    "build_resnet_backbone",
+    "build_resnet_dc5_backbone",
+    "build_resnet_fpn_backbone",
+    "build_regnet_backbone",
+)
 
 RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -138,6 +147,26 @@ def _check_without_effect(cfg: CfgNode) -> None:
         )
 
 
+def _check_backbone(cfg: CfgNode) -> None:
+    backbone = cfg.MODEL.BACKBONE
+    network = backbone.NAME if backbone.NAME not in NECKS else backbone.BOTTOM_UP
+    if backbone.DROP_PATH and network in _WITHOUT_DROP_PATH:
+        raise ConfigError(
+            f"MODEL.BACKBONE.DROP_PATH is {backbone.DROP_PATH} and would change nothing: {network} "
+            "has no drop path; set it 0"
+        )
+    if not 0 <= backbone.DROP_PATH < 1:
+        raise ConfigError(
+            f"MODEL.BACKBONE.DROP_PATH is {backbone.DROP_PATH}; it must be from 0 to less than 1"
+        )
+    for key in ("BACKBONE_MULTIPLIER", "LAYER_DECAY"):
+        if cfg.SOLVER[key] <= 0:
+            raise ConfigError(
+                f"SOLVER.{key} is {cfg.SOLVER[key]}; it must be above 0 (to train nothing of a "
+                "backbone, freeze it by MODEL.BACKBONE.FREEZE_AT)"
+            )
+
+
 def _check_plugs(cfg: CfgNode) -> None:
     """That what the plugs' keys name is registered."""
     places = cfg.MODEL.AGGREGATION
@@ -219,6 +248,7 @@ def _check_solver(cfg: CfgNode) -> None:
 _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_names,
     _check_choices,
+    _check_backbone,
     _check_without_effect,
     _check_plugs,
     _check_features,

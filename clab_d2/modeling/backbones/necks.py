@@ -100,6 +100,10 @@ class PlainFeaturePyramid(SimpleFeaturePyramid):
 _SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
+#: Backbones that put a neck on the network of ``MODEL.BACKBONE.BOTTOM_UP``.
+NECKS = ("build_single_scale_backbone", "build_fpn_backbone")
+
+
 @BACKBONE_REGISTRY.register()
 def build_single_scale_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SingleScaleBackbone:
     """The network of ``MODEL.BACKBONE.BOTTOM_UP`` and the neck of ``MODEL.NECK``."""
@@ -160,8 +164,8 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         ConfigError: there is none of this name.
     """
     name = cfg.MODEL.BACKBONE.BOTTOM_UP
-    if name not in BACKBONE_REGISTRY or name == cfg.MODEL.BACKBONE.NAME:
-        known = sorted(other for other, _ in BACKBONE_REGISTRY if other != cfg.MODEL.BACKBONE.NAME)
+    if name not in BACKBONE_REGISTRY or name in NECKS:
+        known = sorted(other for other, _ in BACKBONE_REGISTRY if other not in NECKS)
         raise ConfigError(
             f"MODEL.BACKBONE.BOTTOM_UP {name!r} is no backbone to put under a neck; choose one of "
             f"{', '.join(known)}"

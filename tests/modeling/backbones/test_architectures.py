@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from made_clips import assert_same, build, losses_of, test_clips, training_clip
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from clab_d2.modeling import BottomUp, TemporalRCNN, TimmBackbone
 from clab_d2.modeling.backbones.activation_checkpointing import checkpoint_activations
 from clab_d2.modeling.backbones.base import bottom_up_of
 from clab_d2.modeling.backbones.batch_norm import FixedStatisticsBatchNorm2d
+from clab_d2.modeling.backbones.necks import NECKS
 from clab_d2.modeling.optimize import prepare_for_inference
 
 TINY_VIT = ["MODEL.VIT.SIZE", "Ti"]
@@ -74,6 +75,15 @@ def make(config: Make) -> Make:
         return cfg
 
     return load
+
+
+def test_every_network_of_ours_is_tried() -> None:
+    """So that a new one is tested by being registered."""
+    ours = {name for name, make in BACKBONE_REGISTRY if make.__module__.startswith("clab_d2.")}
+    assert {builder for builder, _ in NETWORKS.values()} == ours - {
+        *NECKS,
+        "build_resnet_dc5_backbone",  # in nearly every other test
+    }
 
 
 def train_a_step(model: TemporalRCNN, *sizes: tuple[int, int]) -> dict[str, Tensor]:
