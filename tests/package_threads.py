@@ -1,4 +1,4 @@
-"""The threads that the package has started, and waiting for what they do."""
+"""The threads that read ahead for the package, and waiting for what they do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from clab_d2.data.prefetcher import THREAD_NAME as PREFETCHER_THREAD
+
 
 def package_threads() -> list[threading.Thread]:
-    """Those that live now."""
-    return [t for t in threading.enumerate() if t.name.startswith("clab_d2")]
+    """Those that live now; a pool that computes stays for as long as its process."""
+    return [t for t in threading.enumerate() if t.name == PREFETCHER_THREAD]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+THREAD_NAME = "clab_d2 prefetcher"
+
 
 class Prefetcher(Iterator[T], Generic[T]):
     """The items of an iterable, made in a thread before they are asked for.
@@ -30,7 +32,7 @@ class Prefetcher(Iterator[T], Generic[T]):
             raise ValueError(f"ahead is {ahead}; it must be at least 1")
         self._buffer: _Buffer[T] = _Buffer(ahead, newest)
         thread = threading.Thread(
-            target=_produce, args=(items, self._buffer), name="clab_d2 prefetcher", daemon=True
+            target=_produce, args=(items, self._buffer), name=THREAD_NAME, daemon=True
         )
         # Also at Python's exit, when a daemon thread would be cut off in whatever it is doing.
         self._stop = weakref.finalize(self, _stop, self._buffer, thread)

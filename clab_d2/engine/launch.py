@@ -208,8 +208,11 @@ def _signals_passed_on() -> Iterator[list[int]]:
 
 def one_line(error: BaseException) -> str:
     """The message of a user's mistake, without the traceback that a data loader's worker adds."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if "Original Traceback" in str(error):
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.replace("\\n", "\n")  # which our errors write out, PyTorch's message included
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if "Original Traceback" in text:
         return lines[-1].partition(": ")[2] or lines[-1]
     return " ".join(line.strip() for line in lines)
 

@@ -131,4 +131,4 @@ def test_one_line_of_an_error_in_a_data_worker() -> None:
         'last):\n  File "x.py", line 1\nclab_d2.errors.DataError: a.jpg: unreadable; fetch it\n'
     )
     assert one_line(DataError(message)) == "a.jpg: unreadable; fetch it"
-    assert one_line(DataError("one\n two")) == "one two"
+    assert one_line(ValueError("one\n two")) == "one two"

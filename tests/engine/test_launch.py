@@ -26,6 +26,8 @@ def add_keys(cfg):
 
 @META_ARCH_REGISTRY.register()
 class DivergingModel(torch.nn.Module):
+    needs_references = needs_reference_truth = False
+
     def __init__(self, cfg):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))

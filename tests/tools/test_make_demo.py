@@ -38,8 +38,8 @@ def test_the_clip_is_read_where_it_lies(
     assert str(tmp_path / "model_final.pth") == cfg.MODEL.WEIGHTS
     (name,) = cfg.DATASETS.TEST
     (first, *_) = next(iter(build_vid_test_loader(cfg, name)))
-    assert (first["file_name"], first["height"], first["width"]) == (f"{clip}#0", 720, 1280)
-    assert np.abs(play(clip)[0].mean() - first["images"][0].numpy().mean()) < 2
+    assert (first["file_name"], first["height"], first["width"]) == (f"{clip}#4", 720, 1280)
+    assert np.abs(play(clip)[4].mean() - first["images"][4].numpy().mean()) < 2
     ((tool, *words),) = ran
     assert tool == "tools/demo.py" and str(clip) in words
 
