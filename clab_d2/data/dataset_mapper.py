@@ -52,7 +52,8 @@ class VIDDatasetMapper:
       :class:`ReferenceSampling`);
     - in training ``instances``: frame id -> Instances with ``gt_boxes``, ``gt_classes`` and
       ``gt_tracks`` ((N,) identities within the video, -1 where not known), of the key frame, and,
-      where ``truths`` are given, of the references whose truth is known;
+      where ``truths`` are given, of the references whose truth is known (that of a picture whose
+      size is not the annotations' is not);
     - at test ``kept_frame_ids``: frames given so far that a later key frame uses.
 
     All frames of a clip are resized and flipped alike. A reference whose size differs from the key
@@ -190,7 +191,7 @@ class VIDDatasetMapper:
                 annotations, images[frame].shape[:2], tuple(tensor.shape[1:]), transform
             )
             for frame, tensor in clip["images"].items()
-            if (annotations := self._truth(record, frame)) is not None
+            if (annotations := self._truth(record, frame, images[frame].shape[:2])) is not None
         }
         return clip
 
@@ -218,12 +219,23 @@ class VIDDatasetMapper:
             self._schedules.popitem(last=False)
         return schedule
 
-    def _truth(self, record: Mapping[str, Any], frame: int) -> Sequence[Mapping[str, Any]] | None:
-        """Annotations of a frame of the record's video; None where they are not known."""
+    def _truth(
+        self, record: Mapping[str, Any], frame: int, size: tuple[int, int]
+    ) -> Sequence[Mapping[str, Any]] | None:
+        """Annotations of a frame of the record's video; None where they are not known.
+
+        Args:
+            record: of the key frame.
+            frame: the key frame or a reference.
+            size: (height, width) of the frame's picture.
+        """
         if frame == record["frame_id"]:
             return record["annotations"]
-        truth = self.truths.get(record["dataset_name"])
-        return None if truth is None else truth.annotations(record["video_id"], frame)
+        name, video_id = record["dataset_name"], record["video_id"]
+        truth = self.truths.get(name)
+        if truth is None or self.tables[name].size(video_id, frame) != size:
+            return None  # boxes stated at another size can't be trusted
+        return truth.annotations(video_id, frame)
 
     def _read(
         self, record: Mapping[str, Any], frame: int, check_size: bool = False

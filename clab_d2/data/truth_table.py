@@ -37,17 +37,17 @@ class TruthTable:
             self._starts[video_id] = total
             total += len(frames)
         self._annotated = np.concatenate([np.array(f, dtype=bool) for f in annotated.values()])
-        rows = [
-            (self._starts[video] + frame, *box, category, track, crowd)
-            for video, frame, box, category, track, crowd in objects
-        ]
-        values = np.array(rows, dtype=np.float64).reshape(-1, 8)
-        values = values[np.argsort(values[:, 0], kind="stable")]
-        self._ends = np.searchsorted(values[:, 0], np.arange(total), side="right")
-        self._boxes = values[:, 1:5].astype(np.float32)
-        self._classes = values[:, 5].astype(np.int32)
-        self._tracks = values[:, 6].astype(np.int64)
-        self._crowds = values[:, 7].astype(bool)
+        rows = sorted(
+            ((self._starts[video] + frame, *others) for video, frame, *others in objects),
+            key=lambda row: row[0],
+        )
+        places, boxes, classes, tracks, crowds = zip(*rows, strict=True) if rows else ((),) * 5
+        self._ends = np.searchsorted(places, np.arange(total), side="right")
+        self._boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        self._classes = np.array(classes, dtype=np.int32)
+        # Each array of its own type: no float64 holds every identity of 64 bits.
+        self._tracks = np.array(tracks, dtype=np.int64)
+        self._crowds = np.array(crowds, dtype=bool)
 
     def annotations(self, video_id: int, frame_id: int) -> list[dict[str, Any]] | None:
         """Annotations of a frame as in Detectron2's dataset dicts; None if not known."""

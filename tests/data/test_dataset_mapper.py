@@ -88,6 +88,19 @@ def test_references_come_with_their_truth_where_it_is_asked_for(
     assert seen == set(range(12)) - {4}
 
 
+def test_truth_of_a_reference_that_has_another_size_is_not_known(
+    make_dataset: MakeDataset, make_cfg: MakeCfg
+) -> None:
+    """The reference itself is welcome at any size."""
+    dataset = make_dataset((3,), size=(24, 32))
+    cv2.imwrite(str(dataset.frame_file(1, 2)), np.zeros((12, 16, 3), np.uint8))
+    mapper = VIDDatasetMapper(make_cfg(dataset), is_train=True, needs_reference_truth=True)
+    record = next(record for record in _records(dataset) if record["frame_id"] == 1)
+    clip = mapper(record)
+    assert set(clip["images"]) == {0, 1, 2}
+    assert set(clip["instances"]) == {0, 1}
+
+
 def test_single_frame_models_get_no_references(
     make_dataset: MakeDataset, make_cfg: MakeCfg
 ) -> None:
