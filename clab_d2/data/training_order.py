@@ -214,15 +214,36 @@ def _factors_of_classes(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor
     )
 
 
-def _factors_of_datasets(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
-    factors = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
+def factors_of_datasets(cfg: CfgNode) -> dict[str, float]:
+    """``DATASETS.TRAIN_REPEAT_FACTOR`` by dataset.
+
+    Raises:
+        ConfigError: it names another dataset than those of ``DATASETS.TRAIN``, or no factor.
+    """
+    entries = cfg.DATASETS.TRAIN_REPEAT_FACTOR
+    for entry in entries:
+        if not isinstance(entry, list | tuple) or len(entry) != 2:
+            raise ConfigError(
+                f"DATASETS.TRAIN_REPEAT_FACTOR: {entry!r} is not [dataset, factor]; write "
+                "DATASETS.TRAIN_REPEAT_FACTOR \"[['mine', 2.0]]\""
+            )
+    factors = dict(entries)
     for name, factor in factors.items():
-        if name not in cfg.DATASETS.TRAIN or factor <= 0:
+        if (
+            name not in cfg.DATASETS.TRAIN
+            or not isinstance(factor, int | float)
+            or not factor > 0
+        ):
             raise ConfigError(
                 f"DATASETS.TRAIN_REPEAT_FACTOR gives {name!r} {factor}; name datasets of "
                 "DATASETS.TRAIN, and factors above 0"
             )
-    return torch.tensor([float(factors.get(record["dataset_name"], 1)) for record in records])
+    return {name: float(factor) for name, factor in factors.items()}
+
+
+def _factors_of_datasets(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
+    factors = factors_of_datasets(cfg)
+    return torch.tensor([factors.get(record["dataset_name"], 1.0) for record in records])
 
 
 def _repeated(factors: torch.Tensor) -> Stream:

@@ -16,9 +16,12 @@ from detectron2.modeling import (
     ROI_HEADS_REGISTRY,
 )
 
+from clab_d2.data.clip_augmentation import ClipAugmentation
+from clab_d2.data.frames import IMAGE_FORMATS
 from clab_d2.data.reference_sampling import build_reference_sampling
-from clab_d2.data.training_order import TRAINING_SAMPLERS
+from clab_d2.data.training_order import TRAINING_SAMPLERS, factors_of_datasets
 from clab_d2.engine.optimizer import OPTIMIZERS
+from clab_d2.engine.test_time_augmentation import views_of
 from clab_d2.errors import ConfigError, PartError
 from clab_d2.modeling.aggregation.base import (
     BOX_AGGREGATION_REGISTRY,
@@ -104,8 +107,7 @@ def _check_names(cfg: CfgNode) -> None:
 
 
 def _check_choices(cfg: CfgNode) -> None:
-    _choice("INPUT.RESIZE_BACKEND", cfg.INPUT.RESIZE_BACKEND, ("pillow", "opencv"))
-    _choice("INPUT.FORMAT", cfg.INPUT.FORMAT, ("RGB", "BGR"))
+    _choice("INPUT.FORMAT", cfg.INPUT.FORMAT, IMAGE_FORMATS)
     _choice(
         "MODEL.CONTRASTIVE.WEIGHT.SCHEDULE",
         cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE,
@@ -120,6 +122,17 @@ def _check_choices(cfg: CfgNode) -> None:
             cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
             ("full_model", "norm", "value"),
         )
+
+
+def _check_images(cfg: CfgNode) -> None:
+    """What is done to images, at test as well: a training's evaluation comes hours later; and how
+    often each dataset's come."""
+    for is_train in (True, False):
+        ClipAugmentation.from_config(cfg, is_train)
+    if cfg.TEST.AUG.ENABLED:
+        views_of(cfg)
+    if cfg.DATASETS.TRAIN and cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"):
+        factors_of_datasets(cfg)
 
 
 # Keys of Detectron2's that would change nothing here, what they must be, and what to do instead.
@@ -249,6 +262,7 @@ _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_names,
     _check_choices,
     _check_backbone,
+    _check_images,
     _check_without_effect,
     _check_plugs,
     _check_features,

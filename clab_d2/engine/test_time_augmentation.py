@@ -91,21 +91,29 @@ def with_test_time_augmentation(model: nn.Module, cfg: CfgNode) -> nn.Module:
     Raises:
         ConfigError: no size is given.
     """
-    aug = cfg.TEST.AUG
-    if not aug.ENABLED:
+    if not cfg.TEST.AUG.ENABLED:
         return model
+    return TestTimeAugmentation(
+        model, views_of(cfg), cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
+    )
+
+
+def views_of(cfg: CfgNode) -> list[ClipTransform]:
+    """The views that ``TEST.AUG`` asks for.
+
+    Raises:
+        ConfigError: no size is given, or one that is none.
+    """
+    aug = cfg.TEST.AUG
     if not aug.MIN_SIZES or min(aug.MIN_SIZES) < 1:
         raise ConfigError(
             f"TEST.AUG.MIN_SIZES is {list(aug.MIN_SIZES)}; name at least one length in pixels"
         )
-    views = [
+    return [
         ClipTransform(size, aug.MAX_SIZE, cfg.INPUT.RESIZE_BACKEND, flip)
         for size in aug.MIN_SIZES
         for flip in (("none", "horizontal") if aug.FLIP else ("none",))
     ]
-    return TestTimeAugmentation(
-        model, views, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
-    )
 
 
 def _seen(clip: Clip, view: ClipTransform) -> Clip:
