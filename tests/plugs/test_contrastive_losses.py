@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,21 +156,27 @@ def run_rank(folder: str) -> None:
     dist.barrier()
 
 
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
-    """Loss and gradients, of every method: the two processes start once."""
-    launch(run_rank, 2, dist_url="auto", args=(str(tmp_path),))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name in NAMES:
-        whole = make(name)
-        value = whole(made_frames(range(NUM_CLIPS)))
-        value.backward()
-        for rank in ranks:
-            loss, gradients = rank[name]
-            torch.testing.assert_close(loss, value.detach(), rtol=1e-5, atol=1e-6, msg=name)
-            for actual, parameter in zip(gradients, whole.parameters(), strict=True):
-                torch.testing.assert_close(
-                    actual, parameter.grad, rtol=1e-4, atol=1e-6, msg=name
-                )
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found, for every method: they start once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch(run_rank, 2, dist_url="auto", args=(str(folder),))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@each_loss
+def test_two_processes_equal_one_with_the_whole_batch(
+    name: str, ranks: list[dict[str, Any]]
+) -> None:
+    """In loss and gradients."""
+    whole = make(name)
+    value = whole(made_frames(range(NUM_CLIPS)))
+    value.backward()
+    for rank in ranks:
+        loss, gradients = rank[name]
+        torch.testing.assert_close(loss, value.detach(), rtol=1e-5, atol=1e-6)
+        for actual, parameter in zip(gradients, whole.parameters(), strict=True):
+            torch.testing.assert_close(actual, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 @each_loss
