@@ -202,10 +202,8 @@ def convert(
 
 def model_shapes(cfg: CfgNode) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of the model that a config describes."""
-    # Imported late: building models takes the whole package, renaming weights takes none of it.
+    # Imported late, as renaming weights takes nothing of it.
     from detectron2.modeling import build_model
-
-    import clab_d2  # noqa: F401  (registers the model's parts)
 
     cfg = cfg.clone()
     cfg.defrost()
