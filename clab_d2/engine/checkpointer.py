@@ -15,10 +15,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from clab_d2.checkpoint.parts import name_parts
-from clab_d2.checkpoint.published import place_published
 from clab_d2.checkpoint.renamed import rename_old_weights
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.checkpoint.sources import local_path
+from clab_d2.engine.published_weights import place_published
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
 

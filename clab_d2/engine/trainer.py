@@ -212,9 +212,14 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "schedule": self._schedule.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "schedule" in state_dict:  # not in checkpoints of version 0.1
-            checkpoint = self.checkpointer.get_checkpoint_file()
+        checkpoint = self.checkpointer.get_checkpoint_file()
+        if "schedule" in state_dict:
             self._schedule.check_resumes(state_dict["schedule"], checkpoint)
+        else:
+            logger.warning(
+                "%s: of version 0.1, which did not note the number of processes; go on only with "
+                "as many as before (--num-gpus), or two schedules are mixed", checkpoint,
+            )
         super().load_state_dict(state_dict)
 
     def train(self) -> Any:

@@ -277,3 +277,16 @@ def test_loaders_are_built_for_the_model(cfg: CfgNode) -> None:
     trainer = Noting(cfg)
     assert given == [trainer.model]
     assert isinstance(trainer.model, NotingModel)
+
+
+def test_a_checkpoint_that_does_not_say_its_schedule_is_warned_of(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of version 0.1: whether the number of processes is theirs can't be known."""
+    trainer = Trainer(cfg)
+    state = {key: value for key, value in trainer.state_dict().items() if key != "schedule"}
+    trainer.load_state_dict(state)
+    assert "did not note the number of processes" in caplog.text
+    caplog.clear()
+    trainer.load_state_dict(trainer.state_dict())
+    assert not caplog.text
