@@ -182,6 +182,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.AGGREGATION.ROI_FEATURES = "TemporalRoIAlign"
     # on the box features after each FC layer: "SELSA"
     cfg.MODEL.AGGREGATION.BOX_FEATURES = "SELSA"
+    # True: each method starts as the identity, so that a detector whose other weights come from a
+    # single-frame one (configs/COCO-Start) begins by detecting what that one does.
+    cfg.MODEL.AGGREGATION.START_AS_IDENTITY = False
 
     # SELSA: attention from the key frame's proposals to the reference frames'.
     cfg.MODEL.SELSA = CN()

@@ -1,4 +1,4 @@
-"""Weights saved under names that the model's parts had in earlier versions."""
+"""Weights saved under names that the model's parts had in earlier versions, or in Detectron2."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ Value = TypeVar("Value")
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"roi_heads\.temporal_roi_align\.", r"roi_heads.roi_aggregation."),
     (r"roi_heads\.box_head\.selsa\.(\d+)\.", r"roi_heads.box_head.aggregations.\1."),
+    # Detectron2's "C4" detectors have the stage in the ROI heads themselves.
+    (r"roi_heads\.res5\.", r"roi_heads.box_head.res5."),
     (r"contrastive_branch\.(conv|projection)\.", r"contrastive_branch.loss.embedding.\1."),
     # Detectron2's names, which count from 1
     *(

@@ -39,6 +39,7 @@ from clab_d2.modeling.contrastive.track_contrast import TrackContrast
 from clab_d2.modeling.optimize import prepare_for_inference
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
+from clab_d2.modeling.roi_heads.res5_box_head import Res5BoxHead
 from clab_d2.modeling.roi_heads.temporal_cascade_roi_heads import TemporalCascadeROIHeads
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 from clab_d2.modeling.rpn import MMDetectionRPN
@@ -71,6 +72,7 @@ __all__ = [
     "ReferenceMemory",
     "References",
     "RegNetBackbone",
+    "Res5BoxHead",
     "RoIAggregation",
     "SingleScaleBackbone",
     "Swin",

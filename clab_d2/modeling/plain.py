@@ -78,7 +78,7 @@ class PlainTemporalRoIAlign(TemporalRoIAlign):
             for reference, count in zip(references, counts, strict=True)
             for _ in range(count)
         ]
-        return plain_temporal_roi_align(self, roi_features, repeated)
+        return self.gated(roi_features, plain_temporal_roi_align(self, roi_features, repeated))
 
 
 @ROI_HEADS_REGISTRY.register()

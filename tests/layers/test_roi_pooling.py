@@ -25,7 +25,7 @@ def make_boxes(seed: int, count: int, extent: float) -> Boxes:
     ),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
-    sampling_ratio=st.integers(1, 3),
+    sampling_ratio=st.integers(0, 3),
     output_size=st.integers(1, 7),
 )
 def test_bin_interpolation_is_roi_align(boxes, height, width, sampling_ratio, output_size):

@@ -34,21 +34,34 @@ class BinInterpolation(NamedTuple):
 def _axis_interpolation(
     start: Tensor, length: Tensor, output_size: int, sampling_ratio: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Indices and weights along one axis, (R, output_size, 2 * sampling_ratio) each."""
-    steps = torch.arange(output_size * sampling_ratio, device=start.device, dtype=start.dtype)
-    bin_length = length[:, None] / output_size
-    sample = start[:, None] + (steps + 0.5) * bin_length / sampling_ratio
-    inside = (sample >= -1.0) & (sample <= size)
+    """Indices and weights along one axis, (R, output_size, 2 * samples) each."""
+    bin_length = length / output_size
+    if sampling_ratio > 0:
+        counts = torch.full_like(start, sampling_ratio)
+    else:  # a sample for each pixel that a bin covers; none in a bin without extent
+        counts = bin_length.ceil()
+    most = sampling_ratio or _power_of_two(int(counts.max()) if len(counts) else 1)
+    step = torch.arange(most, device=start.device, dtype=start.dtype)
+    divisor = counts.clamp(min=1)[:, None, None]
+    bins = torch.arange(output_size, device=start.device, dtype=start.dtype)[:, None]
+    sample = start[:, None, None] + (bins + (step + 0.5) / divisor) * bin_length[:, None, None]
+    # RoIs with fewer samples than the most have some without weight.
+    inside = (sample >= -1.0) & (sample <= size) & (step < counts[:, None, None])
     sample = sample.clamp(min=0.0)
     low = sample.floor().long().clamp(max=size - 1)
     high = (low + 1).clamp(max=size - 1)
     # At the far border both corners are the last row or column.
     fraction = torch.where(low >= size - 1, torch.zeros_like(sample), sample - low)
-    scale = inside.to(start.dtype) / sampling_ratio
+    scale = inside.to(start.dtype) / divisor
     indices = torch.stack([low, high], dim=-1)
     weights = torch.stack([(1.0 - fraction) * scale, fraction * scale], dim=-1)
-    shape = (len(start), output_size, 2 * sampling_ratio)
+    shape = (len(start), output_size, 2 * most)
     return indices.reshape(shape), weights.reshape(shape)
+
+
+def _power_of_two(least: int) -> int:
+    """The next one: kernels are compiled for each number of samples."""
+    return 1 << max(least - 1, 0).bit_length()
 
 
 def bin_interpolation(
@@ -60,14 +73,13 @@ def bin_interpolation(
         boxes: (R, 4) xyxy in image coordinates.
         output_size: bins along each side.
         scale: feature pixels per image pixel.
-        sampling_ratio: samples along each side of a bin; must be positive.
+        sampling_ratio: samples along each side of a bin; 0 for as many as it has pixels, which
+            Detectron2's pooler takes by default.
         height, width: size of the feature map.
 
     Returns:
         N = R * output_size ** 2 bins, RoI by RoI, row by row.
     """
-    if sampling_ratio <= 0:
-        raise ValueError("the interpolation needs a positive sampling ratio")
     # Half precision cannot tell a pixel from the next at coordinates of hundreds.
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     corners = boxes * scale - 0.5
@@ -81,7 +93,7 @@ def bin_interpolation(
     positions = y[:, :, None, :, None] * width + x[:, None, :, None, :]
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
     num_bins = len(boxes) * output_size**2
-    samples = (2 * sampling_ratio) ** 2
+    samples = x.shape[-1] * y.shape[-1]
     return BinInterpolation(
         positions.reshape(num_bins, samples), weights.reshape(num_bins, samples)
     )

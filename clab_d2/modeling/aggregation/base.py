@@ -14,11 +14,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from clab_d2.errors import ConfigError
 from clab_d2.registry import Registry
 
 MAP_AGGREGATION_REGISTRY = Registry("MAP_AGGREGATION", "MODEL.AGGREGATION.MAPS")
@@ -40,6 +42,34 @@ Methods on the features after an FC layer, one for each layer; an entry is calle
 """
 
 
+class Aggregation(nn.Module):
+    """What methods of all three places have in common.
+
+    Attributes:
+        needs_references: whether it uses reference frames.
+    """
+
+    needs_references: bool = True
+
+    def start_as_identity(self) -> None:
+        """Make a method that has just been built give the key frame's own features, exactly.
+
+        A detector whose other weights come from a single-frame one then starts as that detector,
+        and learns from there what to take from other frames. The next step of a training must give
+        what stands still a gradient.
+
+        Raises:
+            ConfigError: the method has no such start, as by default.
+        """
+        raise ConfigError(
+            f"MODEL.AGGREGATION.START_AS_IDENTITY is True, but {type(self).__name__} can't start "
+            "as the identity; set it False"
+        )
+
+
+_Part = TypeVar("_Part", bound=Aggregation)
+
+
 @dataclass
 class FrameMaps:
     """A frame as a :class:`MapAggregation` sees it.
@@ -55,14 +85,8 @@ class FrameMaps:
     encoded: Sequence[Tensor] = field(default_factory=tuple)
 
 
-class MapAggregation(nn.Module, ABC):
-    """Gives the key frame maps that take in the reference frames'.
-
-    Attributes:
-        needs_references: whether it uses reference frames.
-    """
-
-    needs_references: bool = True
+class MapAggregation(Aggregation, ABC):
+    """Gives the key frame maps that take in the reference frames'."""
 
     def encode(self, images: Tensor, maps: dict[str, Tensor]) -> Sequence[Tensor]:
         """What is kept of frames beside their maps; by default nothing.
@@ -93,14 +117,8 @@ class MapAggregation(nn.Module, ABC):
         """
 
 
-class RoIAggregation(nn.Module, ABC):
-    """Gives the key frame's RoIs features that take in the reference frames' maps.
-
-    Attributes:
-        needs_references: whether it uses reference frames.
-    """
-
-    needs_references: bool = True
+class RoIAggregation(Aggregation, ABC):
+    """Gives the key frame's RoIs features that take in the reference frames' maps."""
 
     @abstractmethod
     def forward(
@@ -133,14 +151,8 @@ class RoIAggregation(nn.Module, ABC):
         """
 
 
-class BoxAggregation(nn.Module, ABC):
-    """Gives the key frame's RoIs features that take in the reference frames' RoIs, after an FC.
-
-    Attributes:
-        needs_references: whether it uses reference frames.
-    """
-
-    needs_references: bool = True
+class BoxAggregation(Aggregation, ABC):
+    """Gives the key frame's RoIs features that take in the reference frames' RoIs, after an FC."""
 
     @abstractmethod
     def encode_references(self, features: Tensor) -> Sequence[Tensor]:
@@ -172,7 +184,9 @@ class BoxAggregation(nn.Module, ABC):
 def build_map_aggregation(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> MapAggregation | None:
     """Build what ``MODEL.AGGREGATION.MAPS`` names; None for ""."""
     name = cfg.MODEL.AGGREGATION.MAPS
-    return MAP_AGGREGATION_REGISTRY.build(name, MapAggregation, cfg, shapes) if name else None
+    if not name:
+        return None
+    return _started(cfg, MAP_AGGREGATION_REGISTRY.build(name, MapAggregation, cfg, shapes))
 
 
 def build_roi_aggregation(cfg: CfgNode, channels: int) -> RoIAggregation | None:
@@ -183,7 +197,9 @@ def build_roi_aggregation(cfg: CfgNode, channels: int) -> RoIAggregation | None:
         channels: channels C of the feature maps.
     """
     name = cfg.MODEL.AGGREGATION.ROI_FEATURES
-    return ROI_AGGREGATION_REGISTRY.build(name, RoIAggregation, cfg, channels) if name else None
+    if not name:
+        return None
+    return _started(cfg, ROI_AGGREGATION_REGISTRY.build(name, RoIAggregation, cfg, channels))
 
 
 def build_box_aggregation(cfg: CfgNode, dim: int) -> BoxAggregation | None:
@@ -194,4 +210,13 @@ def build_box_aggregation(cfg: CfgNode, dim: int) -> BoxAggregation | None:
         dim: channels C after the FC layer.
     """
     name = cfg.MODEL.AGGREGATION.BOX_FEATURES
-    return BOX_AGGREGATION_REGISTRY.build(name, BoxAggregation, cfg, dim) if name else None
+    if not name:
+        return None
+    return _started(cfg, BOX_AGGREGATION_REGISTRY.build(name, BoxAggregation, cfg, dim))
+
+
+def _started(cfg: CfgNode, part: _Part) -> _Part:
+    """A method that was just built, as ``MODEL.AGGREGATION.START_AS_IDENTITY`` wants it."""
+    if cfg.MODEL.AGGREGATION.START_AS_IDENTITY:
+        part.start_as_identity()
+    return part

@@ -61,6 +61,11 @@ class SELSA(BoxAggregation):
     def from_config(cls, cfg: CfgNode, dim: int) -> dict[str, Any]:
         return {"dim": dim, "num_heads": cfg.MODEL.SELSA.NUM_HEADS}
 
+    def start_as_identity(self) -> None:
+        """An output map of zeros; it gets a gradient at once, the others once it has moved."""
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
     def _split_heads(self, x: Tensor) -> Tensor:
         """(N, C) -> (heads, N, C / heads)."""
         return x.unflatten(1, (self.num_heads, -1)).transpose(0, 1)

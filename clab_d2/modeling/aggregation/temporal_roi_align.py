@@ -37,6 +37,9 @@ class TemporalRoIAlign(RoIAggregation):
        softmax over their K cosines weights the sum of their features.
     2. The bin's own and gathered features are weighted by attention between embeddings (a 3x3
        conv on the RoI features), per bin and head, and summed. Without heads: the plain mean.
+
+    Started as the identity, the result is ``own + gate * (sum - own)`` with a learned scalar
+    ``gate``, 0 to begin with.
     """
 
     @configurable
@@ -61,20 +64,27 @@ class TemporalRoIAlign(RoIAggregation):
         self.num_most_similar = num_most_similar
         self.num_heads = num_heads
         self.embed = nn.Conv2d(channels, channels, 3, padding=1) if num_heads else None
+        self.gate: nn.Parameter | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, channels: int) -> dict[str, Any]:
-        head = cfg.MODEL.ROI_BOX_HEAD
-        if head.POOLER_SAMPLING_RATIO <= 0 or head.POOLER_TYPE != "ROIAlignV2":
-            raise ConfigError(
-                "Temporal RoI Align needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 and a "
-                "positive POOLER_SAMPLING_RATIO (the release uses 2)"
-            )
+        if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE != "ROIAlignV2":
+            raise ConfigError("Temporal RoI Align needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2")
         return {
             "channels": channels,
             "num_most_similar": cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_MOST_SIMILAR,
             "num_heads": cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS,
         }
+
+    def start_as_identity(self) -> None:
+        """A gate at 0; it gets a gradient at once, the embedding once it has moved."""
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def gated(self, roi_features: Tensor, aggregated: Tensor) -> Tensor:
+        """What the method gives: of both (R, C, S, S), the latter as far as the gate is open."""
+        if self.gate is None:
+            return aggregated
+        return roi_features + self.gate.to(aggregated.dtype) * (aggregated - roi_features)
 
     def forward(
         self,
@@ -96,7 +106,7 @@ class TemporalRoIAlign(RoIAggregation):
             references: T feature maps (C, h_t, w_t).
             counts: how often each reference counts (a frame that is drawn twice counts twice).
             scale: feature pixels per image pixel.
-            sampling_ratio: RoIAlign's, positive.
+            sampling_ratio: RoIAlign's; 0 for as many samples as a bin has pixels.
             cat: joins the references' maps, each as (h_t * w_t, C).
 
         Returns:
@@ -110,8 +120,10 @@ class TemporalRoIAlign(RoIAggregation):
             bins, boxes, feature, rows, scale=scale, sampling_ratio=sampling_ratio
         )
         if torch.is_grad_enabled():
-            return self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
-        return self.aggregate(roi_features, rows, cat(rows), similar, counts)
+            result = self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
+        else:
+            result = self.aggregate(roi_features, rows, cat(rows), similar, counts)
+        return self.gated(roi_features, result)
 
     def search(
         self,
