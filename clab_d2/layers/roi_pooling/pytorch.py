@@ -36,10 +36,8 @@ def _axis_interpolation(
 ) -> tuple[Tensor, Tensor]:
     """Indices and weights along one axis, (R, output_size, 2 * samples) each."""
     bin_length = length / output_size
-    if sampling_ratio > 0:
-        counts = torch.full_like(start, sampling_ratio)
-    else:  # a sample for each pixel that a bin covers; none in a bin without extent
-        counts = bin_length.ceil()
+    # By itself a sample for each pixel that a bin covers, and none in a bin without extent.
+    counts = torch.full_like(start, sampling_ratio) if sampling_ratio else bin_length.ceil()
     most = sampling_ratio or _power_of_two(int(counts.max()) if len(counts) else 1)
     step = torch.arange(most, device=start.device, dtype=start.dtype)
     divisor = counts.clamp(min=1)[:, None, None]
