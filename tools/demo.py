@@ -1,9 +1,13 @@
 #!/usr/bin/env python
 """Detect objects in a video and draw them.
 
-    tools/demo.py --config-file C --input clip.mp4 --output drawn.mp4 --opts MODEL.WEIGHTS W
-    tools/demo.py --config-file C --input frames/ --output drawn/ --json detections.json
-    tools/demo.py --config-file C --input 0 --output camera.mp4       (Ctrl-C ends and keeps it)
+    tools/demo.py --weights model_final.pth --input clip.mp4 --output drawn.mp4
+    tools/demo.py --weights W --input frames/ --output drawn/ --json detections.json
+    tools/demo.py --weights W --input 0 --output camera.mp4       (Ctrl-C ends and keeps it)
+    tools/demo.py --weights W --config-file C ...
+
+--weights is what a training wrote (.pth or .safetensors), which is enough; it may come from a
+stranger. Other weights need the config that they are for.
 
 --input is a video file, a folder of frames, a picture, or a camera (its number or /dev/video0);
 --output is an .mp4, or a folder for JPEGs. A camera, and --online, use past frames only.
@@ -19,7 +23,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -32,7 +35,6 @@ from clab_d2.video import (
     FrameWriter,
     VideoDetector,
     VideoSource,
-    class_names,
     open_video,
     open_writer,
 )
@@ -43,7 +45,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="C", help="the model's config")
+    parser.add_argument("--weights", metavar="W", help="the trained model, see above")
+    parser.add_argument(
+        "--config-file", metavar="C", help="the model's config (default: the one that W carries)"
+    )
     parser.add_argument("--input", required=True, metavar="VIDEO", help="see above")
     parser.add_argument("--output", required=True, metavar="VIDEO", help="see above")
     parser.add_argument("--online", action="store_true", help="use past frames only")
@@ -68,12 +73,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=argparse.REMAINDER,
         default=[],
         metavar="KEY VALUE",
-        help="config keys to change, such as MODEL.WEIGHTS; must come last",
+        help="config keys to change; must come last",
     )
     return parser.parse_args(argv)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
+    if not args.weights and not args.config_file:
+        raise ConfigError("no model given; add --weights, such as output/demo/model_final.pth")
     if not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold is {args.score_threshold}; it must be from 0 to 1")
     if args.scale is not None and not 0 < args.scale <= 16:
@@ -87,15 +94,16 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     import_plugins(args.imports)
-    cfg = load_config(args.config_file, args.opts)
     with open_video(args.input) as source:
         # Before the model is built: a wrong path shows at once.
         with open_writer(args.output, source.fps) as writer, ExitStack() as stack:
-            names = class_names(cfg)
+            detector = build_detector(args)
             detections = None
             if args.json:
-                detections = stack.enter_context(DetectionWriter(args.json, source, names))
-            complete, unreadable = detect(args, cfg, source, writer, detections, names)
+                detections = stack.enter_context(
+                    DetectionWriter(args.json, source, detector.class_names)
+                )
+            complete, unreadable = detect(args, detector, source, writer, detections)
             if not writer.num_frames:
                 raise DataError(f"{args.input}: gave no frame")
         print(f"{writer.num_frames} frames written to {args.output}")
@@ -107,16 +115,21 @@ def run(args: argparse.Namespace) -> int:
         return 0 if complete or source.num_frames is None else 130
 
 
+def build_detector(args: argparse.Namespace) -> VideoDetector:
+    if not args.config_file:
+        return VideoDetector.from_file(args.weights, options=args.opts)
+    options = [*args.opts, *(("MODEL.WEIGHTS", args.weights) if args.weights else ())]
+    return VideoDetector(load_config(args.config_file, options, needs_datasets=False))
+
+
 def detect(
     args: argparse.Namespace,
-    cfg: CfgNode,
+    detector: VideoDetector,
     source: VideoSource,
     writer: FrameWriter,
     detections: DetectionWriter | None,
-    names: Sequence[str],
 ) -> tuple[bool, int]:
     """Detect and draw; returns whether it came to its end, and the number of damaged frames."""
-    detector = VideoDetector(cfg)
     total = source.num_frames
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
@@ -126,7 +139,8 @@ def detect(
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for frame, instances in results:
                 scale = args.scale or readable_scale(*frame.shape[:2])
-                writer.write(draw_detections(frame, instances, names, args.score_threshold, scale))
+                names, threshold = detector.class_names, args.score_threshold
+                writer.write(draw_detections(frame, instances, names, threshold, scale))
                 if detections is not None:
                     detections.write(instances)
                 progress.update()

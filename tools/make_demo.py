@@ -24,7 +24,7 @@ from tqdm import tqdm
 from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
 from clab_d2.errors import DataError
 from clab_d2.evaluation import Detections, GroundTruth, compute_metrics
-from clab_d2.video import VideoDetector, class_names, open_video, open_writer
+from clab_d2.video import VideoDetector, open_video, open_writer
 from clab_d2.visualization import draw_detections, readable_scale, write_caption
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,20 +92,19 @@ def print_table(annotations: Path, predictions: Path) -> None:
 
 def draw_validation_videos(weights: Path, output: Path) -> None:
     """Detections in some validation videos, one after the other, as one MP4."""
-    cfg = load_config(str(ROOT / CONFIG), ["MODEL.WEIGHTS", str(ROOT / weights)])
     content = json.loads((ROOT / MINI_VID / "annotations/imagenet_vid_val.json").read_text())
     frames = {video["id"]: 0 for video in content["videos"]}
     for image in content["images"]:
         frames[image["video_id"]] += 1
     videos = [video for video in content["videos"] if frames[video["id"]] >= 14]
-    detector, names = VideoDetector(cfg), class_names(cfg)
+    detector = VideoDetector.from_file(ROOT / weights)
     chosen = videos[:: max(1, len(videos) // NUM_DRAWN_VIDEOS)][:NUM_DRAWN_VIDEOS]
     with open_writer(ROOT / output, fps=8) as writer:
         for video in tqdm(chosen, desc="drawing validation videos", unit="video"):
             with open_video(ROOT / MINI_VID / "Data" / "VID" / video["name"]) as source:
                 for frame, instances in detector.detect(source):
                     scale = readable_scale(*frame.shape[:2])
-                    drawn = draw_detections(frame, instances, names, 0.5, scale)
+                    drawn = draw_detections(frame, instances, detector.class_names, 0.5, scale)
                     writer.write(write_caption(drawn, video["name"].rsplit("/", 1)[-1]))
 
 
@@ -122,8 +121,8 @@ def demo(output: Path) -> list[Path]:
     drawn, bikes = output / "validation_videos.mp4", output / "bikes.mp4"
     draw_validation_videos(weights, drawn)
     run(
-        "tools/demo.py", "--config-file", CONFIG, "--input", find_clip("bikes.mp4"),
-        "--output", bikes, "--opts", "MODEL.WEIGHTS", weights,
+        "tools/demo.py", "--weights", weights, "--input", find_clip("bikes.mp4"),
+        "--output", bikes,
     )  # fmt: skip
     return [MINI_VID / "preview.png", drawn, bikes]
 
@@ -147,10 +146,7 @@ def clip_demo(output: Path) -> list[Path]:
         )  # fmt: skip
     print_table(Path("datasets/real_clips/bigbuckbunny_val.json"), results)
     drawn = clip_output / "bigbuckbunny.mp4"
-    run(
-        "tools/demo.py", "--config-file", CLIP_CONFIG, "--input", clip, "--output", drawn,
-        "--opts", "MODEL.WEIGHTS", weights,
-    )  # fmt: skip
+    run("tools/demo.py", "--weights", weights, "--input", clip, "--output", drawn)
     return [drawn]
 
 

@@ -93,6 +93,25 @@ def classes_of_dataset(name: str) -> list[str] | None:
     return None if classes is None else list(classes)
 
 
+def class_names(cfg: CfgNode) -> list[str] | None:
+    """Names of the classes of a config's datasets, those for evaluation first.
+
+    A dataset that is not registered, or has another number of classes than the model, is passed
+    over; None where no other is left.
+    """
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        # Asking the catalog for another's metadata would make it.
+        names = classes_of_dataset(name) if name in DatasetCatalog else None
+        if names is not None and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return names
+    return None
+
+
+def numbered_classes(cfg: CfgNode) -> list[str]:
+    """What classes without a name are called."""
+    return [f"class {index}" for index in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+
+
 def check_files(names: Iterable[str]) -> None:
     """Check that datasets needed later can be used, before hours go by.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,10 +14,13 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
+from clab_d2.checkpoint.class_layers import CLASS_LAYER, keep_by_name, names_in_file
+from clab_d2.checkpoint.model_file import CARD_KEY, ModelCard, read_card, write_model_file
 from clab_d2.checkpoint.parts import name_parts
 from clab_d2.checkpoint.renamed import rename_old_weights
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.checkpoint.sources import local_path
+from clab_d2.data.catalog import difference_of_classes
 from clab_d2.engine.published_weights import place_published
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
@@ -29,9 +32,6 @@ BRANCH_PREFIX = "contrastive_branch."
 
 # What its loss remembers of a training's last steps: of that training's data and classes.
 MEMORY_PREFIX = BRANCH_PREFIX + "loss.memory."
-
-# Layers whose shape follows from the number of classes (a cascade has several of each).
-_CLASS_LAYER = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?(cls_score|bbox_pred)\.")
 
 Purpose = Literal["train", "inference"]
 
@@ -55,6 +55,8 @@ class VIDCheckpointer(DetectionCheckpointer):
       it need not, and one line tells which parts start from random values. The contrastive branch,
       which only training uses, may be there or not on either side.
     * Weights that are not finite are refused.
+    * Where the classes of file and model are known by name, a detector is used and resumed for its
+      own classes only; a training that starts from it keeps the rows of the classes it shares.
     * Files of earlier versions load (:mod:`clab_d2.checkpoint.renamed`).
     """
 
@@ -65,6 +67,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         *,
         purpose: Purpose = "inference",
         trusted: bool = False,
+        class_names: Sequence[str] | None = None,
+        card: ModelCard | None = None,
         **checkpointables: Any,
     ) -> None:
         """
@@ -76,11 +80,18 @@ class VIDCheckpointer(DetectionCheckpointer):
                 the file, or has another shape there, as it was initialised, and says which;
                 resuming a training refuses any difference.
             trusted: True lets files run code while they are read (``MODEL.TRUST_WEIGHTS``).
+            class_names: the classes that the model is for; None if they aren't known.
+            card: what saved files say of the model.
             checkpointables: objects with ``state_dict`` and ``load_state_dict`` to keep as well.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.purpose = purpose
         self.trusted = trusted
+        self.class_names = class_names
+        self.card = card
+        #: Names of the classes of the file that was loaded, where known.
+        self.names_in_file: list[str] | None = None
+        self._content: dict[str, Any] | None = None
         self._path = ""
         self._resuming = False
 
@@ -98,14 +109,44 @@ class VIDCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
+        if self.card is not None:
+            iteration = kwargs.get("iteration")
+            trained = None if iteration is None else iteration + 1
+            data[CARD_KEY] = dataclasses.replace(self.card, iterations=trained).to_plain()
         path = Path(self.save_dir) / f"{name}.pth"
-        # What jobs that were killed while saving left behind.
-        for leftover in path.parent.glob(".*.pth.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        self._remove_leftovers()
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path, "wb") as file:
             torch.save(data, file)
         self.tag_last_checkpoint(path.name)
+
+    def save_model(self, name: str, iterations: int, metrics: Mapping[str, Any]) -> None:
+        """Write the model alone, ``<save_dir>/<name>.pth`` and ``.safetensors``, to use anywhere.
+
+        It has no state of the optimizer and no contrastive branch, which only a training uses; to
+        resume from there are the other checkpoints, and ``last_checkpoint`` does not name it.
+
+        Args:
+            name: file name without its extension.
+            iterations: how many the model was trained for.
+            metrics: of its evaluation, nested; empty if there was none.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        self._remove_leftovers()
+        state = self.model.state_dict()
+        weights = {n: value for n, value in state.items() if not n.startswith(BRANCH_PREFIX)}
+        card = self.card
+        if card is not None:
+            card = dataclasses.replace(card, iterations=iterations, metrics=metrics)
+        for suffix in (".pth", ".safetensors"):
+            write_model_file(Path(self.save_dir) / f"{name}{suffix}", weights, card)
+
+    def _remove_leftovers(self) -> None:
+        """What jobs that were killed while saving left behind."""
+        for suffix in ("pth", "safetensors"):
+            for leftover in Path(self.save_dir).glob(f".*.{suffix}.*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
@@ -122,8 +163,19 @@ class VIDCheckpointer(DetectionCheckpointer):
         finally:
             self._resuming = False
 
-    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
+    def load(
+        self,
+        path: str,
+        checkpointables: Sequence[str] | None = None,
+        *,
+        content: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Load weights (and ``checkpointables``, default all) from a file or a URL.
+
+        Args:
+            path: the file.
+            checkpointables: names of what to load beside the weights.
+            content: what :func:`load_weights_file` gave for it, if it has been read already.
 
         Raises:
             DataError: one line, where the file is missing, can't be read, would run code, holds
@@ -131,6 +183,7 @@ class VIDCheckpointer(DetectionCheckpointer):
             ConfigError: there is no path, and the model is for inference.
         """
         self._path = str(path or "")
+        self._content = content
         if not path and self.purpose == "inference":
             raise ConfigError("MODEL.WEIGHTS is empty; name the file of trained weights")
         try:
@@ -142,6 +195,7 @@ class VIDCheckpointer(DetectionCheckpointer):
         finally:
             # Detectron2 leaves this set after an error, and then refuses every later call.
             self._parsed_url_during_load = None
+            self._content = None
 
     def _check_exists(self, path: str) -> None:
         local = path.split("?")[0]
@@ -158,7 +212,9 @@ class VIDCheckpointer(DetectionCheckpointer):
         raise DataError(f"MODEL.WEIGHTS {path}: there is no such file; check the path")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content = load_weights_file(filename, trusted=self.trusted)
+        content = self._content
+        if content is None:
+            content = load_weights_file(filename, trusted=self.trusted)
         if "model" in content:
             loaded = content
         elif "model_state" in content:  # pycls
@@ -205,6 +261,9 @@ class VIDCheckpointer(DetectionCheckpointer):
                 raise DataError(f"{self._path}: {error}") from None
         if not self._resuming:
             checkpoint["model"] = _without_memory(checkpoint["model"])
+        card = read_card(checkpoint, self._path)
+        self.names_in_file = names_in_file(checkpoint, card)
+        self._fit_classes(checkpoint)
         try:
             incompatible = super()._load_model(checkpoint)
         except (ConfigError, DataError):  # of a part of the model that reads a file of its own
@@ -248,6 +307,27 @@ class VIDCheckpointer(DetectionCheckpointer):
                 self._path, len(renamed), old, new,
             )  # fmt: skip
         return weights
+
+    def _fit_classes(self, checkpoint: dict[str, Any]) -> None:
+        """Make sure that class layers are of the model's classes, where all are known by name."""
+        theirs, ours = self.names_in_file, self.class_names
+        if theirs is None or ours is None or theirs == list(ours):
+            return
+        if self.purpose == "inference" or self._resuming:
+            raise DataError(
+                f"{self._path}: its classes are not those of the dataset, the second here "
+                f"({difference_of_classes(theirs, ours)}); give the dataset's JSON the categories "
+                f"of the weights, in their order: {', '.join(theirs[:100])}"
+            )
+        weights, kept, new = keep_by_name(
+            checkpoint["model"], self.model.state_dict(), theirs, ours
+        )
+        checkpoint["model"] = weights
+        logger.info(
+            "%s: %d of the dataset's %d classes are among its own and keep their rows of the "
+            "class layers (%s); new and random: %s",
+            self._path, len(kept), len(ours), ", ".join(kept) or "none", ", ".join(new) or "none",
+        )  # fmt: skip
 
     def _without_shared(self, missing: Sequence[str], own: Sequence[str]) -> list[str]:
         """The missing weights that are no other name of one that is there, nor mere counters."""
@@ -344,12 +424,12 @@ class VIDCheckpointer(DetectionCheckpointer):
             )
 
     def _other_shapes(self, mismatches: Sequence[_Mismatch]) -> str:
-        classes = [entry for entry in mismatches if _CLASS_LAYER.match(entry.name)]
+        classes = [entry for entry in mismatches if CLASS_LAYER.match(entry.name)]
         if len(classes) == len(mismatches):
             rows = _class_rows(classes)
             remedy = f"set MODEL.ROI_HEADS.NUM_CLASSES {rows} or give weights of this dataset"
         else:
-            mismatches = [entry for entry in mismatches if not _CLASS_LAYER.match(entry.name)]
+            mismatches = [entry for entry in mismatches if not CLASS_LAYER.match(entry.name)]
             remedy = "give the config that these weights were trained with"
         return f"{self._path}: {_shapes(mismatches)}; {remedy}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,13 @@ from clab_d2.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file: str, options: list[str], num_processes: int = 1) -> CfgNode:
+def load_config(
+    config_file: str,
+    options: list[str],
+    num_processes: int = 1,
+    *,
+    needs_datasets: bool = True,
+) -> CfgNode:
     """Read a YAML config and command-line overrides, fit it to the machine, and validate it.
 
     Without a CUDA device, one process goes to the CPU: ``MODEL.DEVICE`` becomes "cpu" and mixed
@@ -33,6 +39,7 @@ def load_config(config_file: str, options: list[str], num_processes: int = 1) ->
         config_file: a YAML file.
         options: KEY, VALUE, KEY, VALUE, ...
         num_processes: how many are going to share the work.
+        needs_datasets: False leaves the datasets alone, which may not be there.
 
     Raises:
         ConfigError, DataError: one line on what is wrong, and the remedy.
@@ -44,13 +51,23 @@ def load_config(config_file: str, options: list[str], num_processes: int = 1) ->
     check_yaml(config_file)
     cfg = get_clab_cfg()
     _merge(config_file, functools.partial(_merge_file, cfg), config_file)
-    _merge("command line", cfg.merge_from_list, upgrade_options(options))
+    merge_options(cfg, options)
     _choose_device(cfg, num_processes)
     validate_config(cfg)
     cfg.freeze()
-    register_datasets_from_config(cfg)
-    check_num_classes(cfg)
+    if needs_datasets:
+        register_datasets_from_config(cfg)
+        check_num_classes(cfg)
     return cfg
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Change keys of a config as a command line asks: KEY, VALUE, KEY, VALUE, ...
+
+    Raises:
+        ConfigError: one line on the key or value that can't be used.
+    """
+    _merge("command line", cfg.merge_from_list, upgrade_options(options))
 
 
 def check_yaml(path: str, leading_here: tuple[str, ...] = ()) -> None:

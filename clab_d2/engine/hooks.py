@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from clab_d2.data.training_order import ClipOrder
+from clab_d2.engine.checkpointer import VIDCheckpointer
 from clab_d2.io import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,57 @@ class StopOnSignal(HookBase):
         comm.synchronize()
         # The launcher ends all processes when one fails; the main one still has logs to close.
         raise SystemExit(128 + number if comm.is_main_process() else 0)
+
+
+class PeriodicCheckpoint(HookBase):
+    """Saves a checkpoint to resume from every few iterations, and after the last."""
+
+    def __init__(self, checkpointer: VIDCheckpointer, period: int) -> None:
+        """
+        Args:
+            checkpointer: saves ``model_<iteration>``.
+            period: iterations between two checkpoints.
+        """
+        self._checkpointer = checkpointer
+        self._period = period
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if (iteration + 1) % self._period == 0 or iteration + 1 >= self.trainer.max_iter:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+
+class FinalModel(HookBase):
+    """Writes ``model_final``, the model to use, at a training's end.
+
+    Belongs behind the evaluation, whose metrics come into the file. It is there before, too, so
+    that an evaluation that fails costs no model.
+    """
+
+    def __init__(
+        self, checkpointer: VIDCheckpointer, metrics: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """
+        Args:
+            checkpointer: writes the file.
+            metrics: those of the last evaluation of this process, empty if there was none.
+        """
+        self._checkpointer = checkpointer
+        self._metrics = metrics
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._write({})
+
+    def after_train(self) -> None:
+        # Where a training has failed, its iteration is one that it did not finish.
+        metrics = self._metrics() if self.trainer.iter >= self.trainer.max_iter else {}
+        if metrics:
+            self._write(metrics)
+        del self._metrics  # likely a method of the trainer, which must not be kept alive
+
+    def _write(self, metrics: Mapping[str, Any]) -> None:
+        self._checkpointer.save_model("model_final", self.trainer.max_iter, metrics)
 
 
 class DataOrder(HookBase):

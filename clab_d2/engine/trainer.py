@@ -34,14 +34,23 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clab_d2.checkpoint.model_file import ModelCard
+from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.data import (
     build_vid_test_loader,
     build_vid_train_loader,
     check_files,
     collect_bad_frames,
 )
+from clab_d2.data.catalog import class_names, numbered_classes
 from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
-from clab_d2.engine.hooks import DataOrder, PeriodicEvaluation, StopOnSignal
+from clab_d2.engine.hooks import (
+    DataOrder,
+    FinalModel,
+    PeriodicCheckpoint,
+    PeriodicEvaluation,
+    StopOnSignal,
+)
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
 from clab_d2.engine.size_check import finest_stride
@@ -128,11 +137,14 @@ class Trainer(DefaultTrainer):
         **checkpointables: Any,
     ) -> VIDCheckpointer:
         """The checkpointer of ``OUTPUT_DIR``, to train or to use the model."""
+        names = class_names(cfg)
         return VIDCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             purpose=purpose,
             trusted=cfg.MODEL.TRUST_WEIGHTS,
+            class_names=names,
+            card=ModelCard(config_to_plain(cfg), names or numbered_classes(cfg)),
             **checkpointables,
         )
 
@@ -153,10 +165,12 @@ class Trainer(DefaultTrainer):
             built.append(self._build_precise_bn())
         if comm.is_main_process():
             period = cfg.SOLVER.CHECKPOINT_PERIOD
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+            built.append(PeriodicCheckpoint(self.checkpointer, period))
         built.append(StopOnSignal(self._save_after))
         noted = os.path.join(cfg.OUTPUT_DIR, "last_evaluation")
         built.append(PeriodicEvaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, noted))
+        if comm.is_main_process():
+            built.append(FinalModel(self.checkpointer, self._metrics))
         return built
 
     def build_writers(self) -> list[EventWriter]:
@@ -183,6 +197,9 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
+    def _metrics(self) -> dict[str, Any]:
+        return getattr(self, "_last_eval_results", None) or {}
+
     def _save_after(self, iteration: int) -> None:
         name = f"model_{iteration:07d}"
         if os.path.basename(self.checkpointer.get_checkpoint_file()) != f"{name}.pth":
@@ -204,7 +221,11 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         self._resumes = resume
         if self.start_iter > 0:
-            logger.info("Resuming at iteration %d of %d", self.start_iter, self.max_iter)
+            done = self.start_iter >= self.max_iter
+            logger.info(
+                "Resuming at iteration %d of %d%s", self.start_iter, self.max_iter,
+                ": the training is finished, and is evaluated again" if done else "",
+            )  # fmt: skip
         if comm.is_main_process() and resume:
             drop_metrics_from(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
 

@@ -4,7 +4,7 @@
 ``writers`` writes what is drawn and what was detected.
 """
 
-from clab_d2.video.detector import VideoDetector, class_names
+from clab_d2.video.detector import VideoDetector
 from clab_d2.video.sources import (
     CameraSource,
     FileSource,
@@ -34,7 +34,6 @@ __all__ = [
     "VideoDetector",
     "VideoSource",
     "VideoWriter",
-    "class_names",
     "open_video",
     "open_writer",
 ]

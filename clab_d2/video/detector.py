@@ -6,18 +6,17 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
-from clab_d2.data.catalog import register_datasets_from_config
+from clab_d2.data.catalog import class_names as classes_of_datasets
+from clab_d2.data.catalog import numbered_classes, register_datasets_from_config
 from clab_d2.data.clip_augmentation import ClipAugmentation
 from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.data.reference_sampling import (
@@ -26,7 +25,7 @@ from clab_d2.data.reference_sampling import (
     build_reference_sampling,
 )
 from clab_d2.data.reference_schedule import ReferenceSchedule, StreamSchedule
-from clab_d2.errors import ConfigError, DataError
+from clab_d2.errors import DataError
 from clab_d2.video.sources import VideoSource, open_video
 
 logger = logging.getLogger(__name__)
@@ -45,8 +44,12 @@ class VideoDetector:
         cfg: the model's config; ``TEST.REFERENCES`` chooses the reference frames, ``INPUT`` the
             size at which frames go through the model.
         model: a model to use; None builds the config's and loads ``MODEL.WEIGHTS``.
+        class_names: by class number; None takes those that the file of weights says, else those of
+            the config's datasets, else numbers.
 
     Attributes:
+        cfg: the config.
+        class_names: by class number.
         unreadable_frames: numbers of the damaged frames met in the video detected last.
 
     Raises:
@@ -54,10 +57,20 @@ class VideoDetector:
         DataError: if the weights cannot be loaded.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         self.cfg = cfg.clone()
-        self.model = _load_model(self.cfg) if model is None else model
-        self.model.eval()
+        if model is None:
+            from clab_d2.engine.model_loading import load_model
+
+            model, names_in_file = load_model(self.cfg)
+            class_names = class_names or names_in_file
+        self.model = model.eval()
+        self.class_names = list(class_names or _names_by_datasets(self.cfg))
         self.unreadable_frames: list[int] = []
         self._sampling: ReferenceSampling | None = None
         if self.model.needs_references:
@@ -65,6 +78,35 @@ class VideoDetector:
         self._transform = ClipAugmentation.from_config(self.cfg, is_train=False).sample()
         self._pins_memory = any(parameter.is_cuda for parameter in self.model.parameters())
         self._run = 0
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        options: Sequence[str] = (),
+    ) -> VideoDetector:
+        """The detector in a file that a training wrote (``model_final.pth`` or ``.safetensors``).
+
+        The file is enough: no config, dataset or other file is read. It may come from a stranger:
+        it can't run code, import a module or have another file read (docs/checkpoints.md).
+
+        Args:
+            path: the file.
+            device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
+            options: KEY, VALUE, KEY, VALUE, ...: config keys to change.
+
+        Raises:
+            DataError: one line, where the file can't be read, says nothing of its config, or holds
+                one that this version can't use.
+            ConfigError: one of the options can't be used.
+        """
+        from clab_d2.engine.model_loading import load_model, read_detector
+
+        cfg, content, card = read_detector(path, device=device, options=options)
+        model, _ = load_model(cfg, content)
+        return cls(cfg, model, card.class_names)
 
     def detect(
         self,
@@ -232,42 +274,10 @@ class _LookAheadReader:
         return None
 
 
-def _load_model(cfg: CfgNode) -> nn.Module:
-    from clab_d2.engine.checkpointer import VIDCheckpointer
-    from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
-    from clab_d2.modeling import prepare_for_inference  # registers the models, too
-
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            "MODEL.WEIGHTS is empty: name the trained weights, e.g. --opts MODEL.WEIGHTS "
-            "output/model_final.pth"
-        )
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, but there is no GPU: on CPU", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    checkpointer = VIDCheckpointer(model, purpose="inference", trusted=cfg.MODEL.TRUST_WEIGHTS)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    return with_test_time_augmentation(prepare_for_inference(model, cfg), cfg)
-
-
-def class_names(cfg: CfgNode) -> list[str]:
-    """Names of the classes a config's model detects, as far as they can be known.
-
-    They come from its datasets (those for evaluation first); a dataset that is not there, or has
-    another number of classes, is passed over, and classes without a name are called by number.
-
-    Returns:
-        ``MODEL.ROI_HEADS.NUM_CLASSES`` names.
-    """
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+def _names_by_datasets(cfg: CfgNode) -> list[str]:
+    """Names of the classes by the config's datasets, as far as these are there, else numbers."""
     try:
         register_datasets_from_config(cfg)
     except (DataError, OSError) as error:
         logger.warning("class names unknown: %s", error)
-    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        known = dataset in MetadataCatalog.list()  # asking for another would make it
-        names = MetadataCatalog.get(dataset).get("thing_classes") if known else None
-        if names and len(names) == count:
-            return list(names)
-    return [f"class {index}" for index in range(count)]
+    return classes_of_datasets(cfg) or numbered_classes(cfg)

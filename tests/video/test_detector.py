@@ -26,7 +26,7 @@ from clab_d2 import get_clab_cfg
 from clab_d2.data import build_vid_test_loader, register_datasets_from_config
 from clab_d2.data.clip_augmentation import OpenCVResizeTransform
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.video import VideoDetector, VideoSource, class_names
+from clab_d2.video import VideoDetector, VideoSource
 
 
 class NotingModel(nn.Module):
@@ -392,11 +392,18 @@ def test_clips_are_those_of_the_evaluation(
 
 
 def test_class_names(tiny_dataset: Any) -> None:
+    def names(given: list[str] | None = None) -> list[str]:
+        return VideoDetector(cfg, NotingModel(), given).class_names
+
     cfg = make_cfg()
     cfg.merge_from_list(tiny_dataset.options)
-    assert class_names(cfg) == list(CLASSES)
+    assert names() == list(CLASSES)
+    assert names(["a", "b", "c"]) == ["a", "b", "c"]
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
-    assert class_names(cfg) == ["class 0", "class 1"]
+    assert names() == ["class 0", "class 1"]
     cfg.DATASETS.VID, cfg.DATASETS.TEST, cfg.DATASETS.TRAIN = [], ("never_heard_of",), ()
-    assert class_names(cfg) == ["class 0", "class 1"]
+    assert names() == ["class 0", "class 1"]
     assert "never_heard_of" not in MetadataCatalog.list()
+    cfg.DATASETS.VID = [["gone", "gone.json", "frames"]]
+    cfg.DATASETS.TEST = ("gone",)
+    assert names() == ["class 0", "class 1"]
