@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,12 +21,30 @@ from clab_d2 import get_clab_cfg
 from clab_d2.engine import VIDCheckpointer
 from clab_d2.video import VideoDetector
 
-#: Of each family our config's name and theirs.
-FAMILIES = {
-    "FPN": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
-    "DC5": "COCO-Detection/faster_rcnn_R_50_DC5_3x.yaml",
-    "C4": "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml",
-}
+
+class Family(NamedTuple):
+    """Names of configs: ours for a single frame, ours over frames, and the zoo's."""
+
+    single: str
+    temporal: str
+    theirs: str
+
+
+FAMILIES = (
+    *(
+        Family(
+            f"faster_rcnn_R_50_{kind}",
+            f"temporal_R_50_{kind}",
+            f"COCO-Detection/faster_rcnn_R_50_{kind}_3x.yaml",
+        )
+        for kind in ("FPN", "DC5", "C4")
+    ),
+    Family(
+        "cascade_rcnn_R_50_FPN",
+        "temporal_cascade_R_50_FPN",
+        "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml",
+    ),
+)
 #: A thinner net on smaller images; nothing that decides what is detected.
 SMALL: list[Any] = [
     *("MODEL.DEVICE", "cpu"),
@@ -40,8 +58,8 @@ SMALL: list[Any] = [
 ]
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.single)
+def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 
 
@@ -63,18 +81,18 @@ def make_frames() -> list[np.ndarray]:
     return [block.repeat(20, axis=0).repeat(20, axis=1) for block in blocks]
 
 
-def their_detector(family: str, folder: Path) -> tuple[Any, CfgNode, str]:
+def their_detector(family: Family, folder: Path) -> tuple[Any, CfgNode, str]:
     """Detectron2's detector with random weights, its config, and its file in the zoo's format."""
     cfg = get_cfg()
-    cfg.merge_from_file(model_zoo.get_config_file(FAMILIES[family]))
-    cfg.merge_from_list(SMALL)
+    cfg.merge_from_file(model_zoo.get_config_file(family.theirs))
+    cfg.merge_from_list([*SMALL, "MODEL.MASK_ON", False])
     torch.manual_seed(1)
     model = build_model(cfg).eval()
     set_statistics(model, cfg)
     with torch.no_grad():
         # Else a random net finds all classes, and all anchors, about as likely.
         for name, weight in model.named_parameters():
-            if name.endswith("cls_score.weight"):
+            if name.endswith("cls_score.weight"):  # one, or one of each stage
                 weight.mul_(30)
             if name.endswith(("bbox_pred.weight", "objectness_logits.weight")):
                 weight.mul_(2)
@@ -110,10 +128,10 @@ def detect_theirs(model: Any, cfg: CfgNode, frame: np.ndarray) -> Instances:
 
 
 def test_the_single_frame_config_detects_what_detectron2_does(
-    family: str, load: Any, tmp_path: Path
+    family: Family, load: Any, tmp_path: Path
 ) -> None:
     model, their_cfg, weights = their_detector(family, tmp_path)
-    name, options = f"faster_rcnn_R_50_{family}", ("MODEL.WEIGHTS", weights)
+    name, options = family.single, ("MODEL.WEIGHTS", weights)
     exact = VideoDetector(load(name, *options, "TEST.OPTIMIZE", False)).detect(make_frames())
     folded = VideoDetector(load(name, *options)).detect(make_frames())
     found = 0
@@ -133,16 +151,16 @@ def test_the_single_frame_config_detects_what_detectron2_does(
     assert found > 100
 
 
-def test_the_weights_are_the_zoos(family: str, load: Any) -> None:
+def test_the_weights_are_the_zoos(family: Family, load: Any) -> None:
     """That is, those of the config whose detections are compared above."""
-    url = model_zoo.get_checkpoint_url(FAMILIES[family])
-    for method in ("faster_rcnn", "temporal"):
-        named = load(f"{method}_R_50_{family}").MODEL.WEIGHTS
+    url = model_zoo.get_checkpoint_url(family.theirs)
+    for name in (family.single, family.temporal):
+        named = load(name).MODEL.WEIGHTS
         assert url.endswith(named.removeprefix("detectron2://"))
 
 
 def test_the_temporal_detector_starts_as_the_single_frame_one(
-    family: str,
+    family: Family,
     load: Any,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -150,8 +168,8 @@ def test_the_temporal_detector_starts_as_the_single_frame_one(
     _, _, weights = their_detector(family, tmp_path)
     options = ("MODEL.RPN.POST_NMS_TOPK_TEST", 20)  # the same for both; references are slow
     detectors = []
-    for method in ("temporal", "faster_rcnn"):
-        cfg = load(f"{method}_R_50_{family}", *options)
+    for name in (family.temporal, family.single):
+        cfg = load(name, *options)
         model = build_model(cfg)
         VIDCheckpointer(model, purpose="train").load(weights)
         detectors.append(VideoDetector(cfg, model))
@@ -170,9 +188,9 @@ def test_the_temporal_detector_starts_as_the_single_frame_one(
         assert torch.equal(ours.pred_classes, theirs.pred_classes)
 
 
-def test_what_starts_as_the_identity_learns(family: str, load: Any, tmp_path: Path) -> None:
+def test_what_starts_as_the_identity_learns(family: Family, load: Any, tmp_path: Path) -> None:
     """The gate and the output maps at once, all else of the aggregation behind them."""
-    cfg = load(f"temporal_R_50_{family}", "MODEL.RPN.POST_NMS_TOPK_TEST", 20)
+    cfg = load(family.temporal, "MODEL.RPN.POST_NMS_TOPK_TEST", 20)
     _, _, weights = their_detector(family, tmp_path)
     model = build_model(cfg).train()
     VIDCheckpointer(model, purpose="train").load(weights)
