@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
@@ -19,6 +19,7 @@ def make_boxes(seed: int, count: int, extent: float) -> Boxes:
 
 
 @settings(max_examples=50, deadline=None)
+@example([(0.0, 0.0, 1.0, 2.0**-52)], 1, 1, 0, 1)
 @given(
     boxes=st.lists(
         st.tuples(*[st.floats(-40, 200, width=32) for _ in range(4)]), min_size=1, max_size=5

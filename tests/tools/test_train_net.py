@@ -128,7 +128,7 @@ def test_losses_and_contrastive_weight_are_logged(trained: Path) -> None:
 
 
 def test_checkpoints_and_evaluation_are_written(trained: Path, videos: TinyVideos) -> None:
-    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+    assert (trained / "last_checkpoint").read_text() == "model_0000003.pth"
     for name in ("model_0000001.pth", "model_0000003.pth", "model_final.pth", "config.yaml"):
         assert (trained / name).is_file()
     metrics, predictions = results(trained)

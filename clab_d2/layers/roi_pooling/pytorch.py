@@ -81,7 +81,7 @@ def bin_interpolation(
     # Half precision cannot tell a pixel from the next at coordinates of hundreds.
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     corners = boxes * scale - 0.5
-    sizes = (boxes[:, 2:] - boxes[:, :2]) * scale
+    sizes = corners[:, 2:] - corners[:, :2]  # rounded as torchvision's, which counts samples by it
     x, x_weight = _axis_interpolation(
         corners[:, 0], sizes[:, 0], output_size, sampling_ratio, width
     )
