@@ -118,7 +118,7 @@ def _checked(key: str, default: Any, value: Any) -> Any:
         examples = list(_leaves(default))
         for leaf in leaves:
             _check_scalar(key, examples[0] if examples else None, leaf)
-        return type(default)(value)
+        return _like(default, value)
     _check_scalar(key, default, value)
     return float(value) if type(default) is float else value
 
@@ -146,6 +146,15 @@ def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
             yield from _leaves(part, depth + 1)
     else:
         yield value  # no scalar, which is told
+
+
+def _like(default: Any, value: Any) -> Any:
+    """Lists as the tuples that the default has in their place, also within one another."""
+    if not isinstance(value, list | tuple):
+        return value
+    inner = default[0] if isinstance(default, list | tuple) and default else None
+    kind = type(default) if isinstance(default, list | tuple) else list
+    return kind(_like(inner, part) for part in value)
 
 
 def _as_lists(value: Any) -> Any:
