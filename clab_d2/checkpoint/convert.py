@@ -18,6 +18,8 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from clab_d2.checkpoint import mmtracking
+from clab_d2.checkpoint.model_file import CARD_KEY, ModelCard, read_card
+from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.checkpoint.safetensors_file import SUFFIX, write_safetensors
 from clab_d2.checkpoint.torchvision import BACKBONE_PREFIX, convert_resnet, resnet_facts
@@ -139,6 +141,7 @@ def convert_file(
         result = convert(content, cfg, options, admit_ours=changes_format)
         if cfg is not None:
             result.notes += check_fits(result, model_shapes(cfg))
+        card = _card(content, result, cfg, source)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
     origin = {
@@ -147,9 +150,11 @@ def convert_file(
         "sha256": _sha256(source),
         "classes": None if result.classes is None else list(result.classes),
     }
+    cards = {} if card is None else {CARD_KEY: card.to_plain()}
     try:
         if target.suffix == SUFFIX:
             metadata = {"__author__": "clab_d2", "source": json.dumps(origin)}
+            metadata |= {key: json.dumps(value) for key, value in cards.items()}
             write_safetensors(target, result.weights, metadata)
         else:
             payload = {
@@ -157,6 +162,7 @@ def convert_file(
                 "__author__": "clab_d2",
                 "matching_heuristics": False,
                 "source": origin,
+                **cards,
             }
             with atomic_write(target, "wb") as file:
                 torch.save(payload, file)
@@ -297,6 +303,17 @@ def read_class_order(text: str) -> tuple[str, ...]:
     if not names:
         raise DataError(f"--class-order {text!r} names no class; join the names with commas")
     return tuple(names)
+
+
+def _card(
+    content: Mapping[str, Any], result: Conversion, cfg: CfgNode | None, source: Path
+) -> ModelCard | None:
+    """What the converted file says of its model: what the file said, if it is one of ours; else
+    the config that a whole detector was checked against and its classes, where both are known."""
+    card = read_card(content, source)
+    if card is None and cfg is not None and result.detector and result.classes is not None:
+        return ModelCard(config_to_plain(cfg), result.classes)
+    return card
 
 
 def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,15 +8,19 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torchvision
 from detectron2.modeling import build_model
 
+from clab_d2.checkpoint.model_file import ModelCard, read_card
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.config import get_clab_cfg
+from clab_d2.data.imagenet_vid import IMAGENET_VID_CLASSES
 from clab_d2.engine import VIDCheckpointer
+from clab_d2.video import VideoDetector
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 TINY_CONFIG = TOOL.parents[1] / "configs" / "quick_schedules" / "clab_tiny_golden.yaml"
@@ -122,6 +126,20 @@ def test_a_converted_checkpoint_fills_the_model_through_detectron2(tool, golden,
     assert all(name.endswith("num_batches_tracked") for name in rest), rest
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_was_checked_against_a_config_carries_it(tool, golden, tmp_path, suffix):
+    """Where the classes are known, too: then the file is enough to detect."""
+    output = tmp_path / f"out{suffix}"
+    arguments = [str(golden("tiny_clab/checkpoint.pth")), str(output)]
+    options = ["--class-order", ",".join(IMAGENET_VID_CLASSES), "--config-file", str(TINY_CONFIG)]
+    assert tool.main([*arguments, *options, "DATASETS.TEST", "('imagenet_vid_val',)"]) == 0
+    detector = VideoDetector.from_file(output, device="cpu")
+    assert detector.class_names == list(IMAGENET_VID_CLASSES)
+    assert list(detector.detect([np.zeros((64, 96, 3), np.uint8)]))
+    assert tool.main(arguments) == 0
+    assert read_card(load_weights_file(output), output) is None, "no config was given"
+
+
 class Touch:
     """A pickle that makes a folder when it is read."""
 
@@ -209,7 +227,8 @@ def test_weights_of_ours_go_from_one_format_to_the_other_and_back(tool, tmp_path
     cfg.merge_from_file(str(TINY_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    VIDCheckpointer(model, str(tmp_path)).save("model_final", iteration=7)
+    card = ModelCard({"MODEL": {"MASK_ON": False}}, ["cat", "dog"])
+    VIDCheckpointer(model, str(tmp_path), card=card).save("model_final", iteration=7)
     first, second = tmp_path / "model.safetensors", tmp_path / "again.pth"
     options = ["--config-file", str(TINY_CONFIG)]
     assert tool.main([str(tmp_path / "model_final.pth"), str(first), *options]) == 0
@@ -220,6 +239,8 @@ def test_weights_of_ours_go_from_one_format_to_the_other_and_back(tool, tmp_path
         VIDCheckpointer(other, purpose="inference").load(str(path))
         for name, value in model.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
+        kept = read_card(load_weights_file(path), path)
+        assert (kept.config, kept.class_names, kept.iterations) == (card.config, ["cat", "dog"], 8)
     # Without another format there is nothing to do.
     assert tool.main([str(second), str(tmp_path / "third.pth")]) == 2
     assert "give it to MODEL.WEIGHTS as it is" in capsys.readouterr().err
