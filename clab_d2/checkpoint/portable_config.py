@@ -76,6 +76,8 @@ def config_from_plain(plain: Mapping[str, Any], source: str) -> CfgNode:
         raise DataError(f"{source}: of the config in it, {refused}") from None
     except (AttributeError, RecursionError, TypeError):  # a tree of another kind
         raise DataError(f"{source}: the config in it is damaged; get the file again") from None
+    # The file brings all weights; a part that lacks its own is told, and fetches none.
+    cfg.MODEL.FLOW_GUIDED.FLOW_WEIGHTS = "random"
     return cfg
 
 

@@ -67,7 +67,7 @@ def test_nothing_tells_of_the_machine() -> None:
     ],
 )
 def test_what_only_the_user_decides_is_passed_over(key: str, value: Any) -> None:
-    assert config_from_plain(nested(key, value), "w.pth") == get_clab_cfg()
+    assert config_from_plain(nested(key, value), "w.pth") == config_from_plain({}, "w.pth")
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from encoded_videos import encode, moving_pictures, play
 from tiny_videos import CLASSES, TinyVideos, make_tiny_videos
 from tool_modules import import_tool
 
-from clab_d2.checkpoint.model_file import CARD_KEY
+from clab_d2.checkpoint.model_file import CARD_KEY, ModelCard, write_model_file
+from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.engine.launch import load_config
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import VideoDetector
@@ -288,6 +290,24 @@ assert not touched, touched
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("bait*"))
+
+
+def test_a_part_that_lacks_its_weights_fetches_none(repo_root: Path, tmp_path: Path) -> None:
+    """The flow network's would else come from torchvision."""
+    cfg = load_config(
+        str(repo_root / "configs/quick_schedules/flow_guided_quick.yaml"),
+        ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"],
+    )
+    names = [f"kind {index}" for index in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    weights, path = build_model(cfg).state_dict(), tmp_path / "w.pth"
+    card = ModelCard(config_to_plain(cfg), names)
+    write_model_file(path, weights, card)
+    assert VideoDetector.from_file(path, device="cpu").class_names == names
+    flow = [name for name in weights if ".flow" in name]
+    assert flow
+    write_model_file(path, {n: w for n, w in weights.items() if n not in flow}, card)
+    with pytest.raises(DataError, match=f"lacks {len(flow)} of the model's"):
+        VideoDetector.from_file(path, device="cpu")
 
 
 def test_code_in_a_file_does_not_run(trained: Trained, tmp_path: Path) -> None:
