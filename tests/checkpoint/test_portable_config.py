@@ -117,7 +117,7 @@ def test_trees_of_another_kind_are_refused() -> None:
 
 
 def test_a_plug_ins_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_extensions", dict(config._extensions))
+    monkeypatch.setattr(config, "_extensions", {})
 
     @extend_config
     def add_keys(cfg: CfgNode) -> None:

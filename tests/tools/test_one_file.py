@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from encoded_videos import encode, moving_pictures, play
 from tiny_videos import CLASSES, TinyVideos, make_tiny_videos
 from tool_modules import import_tool
 
+import clab_d2.config
 from clab_d2.checkpoint.model_file import CARD_KEY, ModelCard, write_model_file
 from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.engine.launch import load_config
@@ -59,6 +60,14 @@ def detections(detector: VideoDetector) -> list[tuple[list[Any], ...]]:
     return [
         (i.pred_boxes.tensor.tolist(), i.scores.tolist(), i.pred_classes.tolist()) for i in found
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plugins() -> Iterator[None]:
+    """Whose keys, of other tests in this process, would stand in the file, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clab_d2.config, "_extensions", {})
+        yield
 
 
 @pytest.fixture(scope="module")
