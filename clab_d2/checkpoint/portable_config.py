@@ -33,11 +33,13 @@ _NOT_TAKEN = (
     "TEST.EXPECTED_RESULTS",
     "TEST.PRECISE_BN",
 )
-# Names of keys whose text says where something lies. They keep their defaults.
+# Names of keys whose text says where something lies, or whose switch has something fetched. They
+# keep their defaults.
 _PLACE = re.compile(
-    r"(^|_)(WEIGHTS?|FILES?|PATHS?|DIRS?|FOLDERS?|ROOTS?|URLS?|CHECKPOINTS?|PRETRAINED|MODULES?|"
+    r"(^|_)(WEIGHTS?|FILES?|PATHS?|DIRS?|FOLDERS?|ROOTS?|URLS?|CHECKPOINTS?|MODULES?|"
     r"IMPORTS?|VID)(_|$)"
 )
+_FETCHES = re.compile(r"(^|_)(PRETRAINED|DOWNLOAD)(_|$)")
 # Names of parts and methods; neither a path nor an address is among them.
 _NAME = re.compile(r"(?!\.)[\w.+\- ]{0,200}")
 _MOST_NUMBERS = 10_000
@@ -105,8 +107,10 @@ def _take_over(node: CfgNode, plain: Any, prefix: str) -> None:
 
 def _is_place(name: str, value: Any) -> bool:
     """Whether a key says where something lies; numbers (as BBOX_REG_WEIGHTS has) don't."""
-    texts = all(leaf is None or isinstance(leaf, str | bool) for leaf in _leaves(value))
-    return bool(_PLACE.search(name)) and not isinstance(value, CfgNode) and texts
+    if isinstance(value, CfgNode):
+        return False
+    texts = all(leaf is None or isinstance(leaf, str) for leaf in _leaves(value))
+    return bool(_FETCHES.search(name)) or (bool(_PLACE.search(name)) and texts)
 
 
 def _checked(key: str, default: Any, value: Any) -> Any:

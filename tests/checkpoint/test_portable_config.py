@@ -119,18 +119,20 @@ def test_trees_of_another_kind_are_refused() -> None:
 def test_a_plug_ins_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "_extensions", {})
 
+    own = {"FLOW_WEIGHTS": "own", "LABELS_FILE": "", "PRETRAINED": False}
+
     @extend_config
     def add_keys(cfg: CfgNode) -> None:
-        cfg.MODEL.MINE = CfgNode({"RATE": 0.5, "FLOW_WEIGHTS": "own", "LABELS_FILE": ""})
+        cfg.MODEL.MINE = CfgNode({"RATE": 0.5, **own})
 
     cfg = get_clab_cfg()
     cfg.MODEL.MINE.RATE = 2.0
     cfg.MODEL.MINE.LABELS_FILE = "/home/me/labels.txt"
     plain = config_to_plain(cfg)
     assert plain["MODEL"]["MINE"] == {"RATE": 2.0}
-    plain["MODEL"]["MINE"] |= {"FLOW_WEIGHTS": "http://x", "LABELS_FILE": "/etc/passwd"}
-    back = config_from_plain(plain, "w.pth")
-    assert back.MODEL.MINE == {"RATE": 2.0, "FLOW_WEIGHTS": "own", "LABELS_FILE": ""}
+    theirs = {"FLOW_WEIGHTS": "http://x", "LABELS_FILE": "/etc/passwd", "PRETRAINED": True}
+    plain["MODEL"]["MINE"] |= theirs
+    assert config_from_plain(plain, "w.pth").MODEL.MINE == {"RATE": 2.0, **own}
     monkeypatch.setattr(config, "_extensions", {})
     with pytest.raises(DataError, match=r"'MODEL\.MINE' is no key here; .* with --import"):
         config_from_plain(plain, "w.pth")

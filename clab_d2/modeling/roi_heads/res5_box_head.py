@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError
 from clab_d2.modeling.aggregation.base import BoxAggregation, build_box_aggregation
-from clab_d2.modeling.backbones.resnet_dc5 import fix_batch_norm_statistics
+from clab_d2.modeling.backbones.batch_norm import fix_batch_norm_statistics
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
