@@ -132,7 +132,7 @@ def test_a_plug_ins_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain["MODEL"]["MINE"] == {"RATE": 2.0}
     theirs = {"FLOW_WEIGHTS": "http://x", "LABELS_FILE": "/etc/passwd", "PRETRAINED": True}
     plain["MODEL"]["MINE"] |= theirs
-    assert config_from_plain(plain, "w.pth").MODEL.MINE == {"RATE": 2.0, **own}
+    assert {"RATE": 2.0, **own} == config_from_plain(plain, "w.pth").MODEL.MINE
     monkeypatch.setattr(config, "_extensions", {})
     with pytest.raises(DataError, match=r"'MODEL\.MINE' is no key here; .* with --import"):
         config_from_plain(plain, "w.pth")
