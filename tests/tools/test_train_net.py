@@ -180,7 +180,7 @@ def test_every_contrastive_loss_trains_and_resumes(
         assert run_here(arguments("clab_quick", tmp_path, flags, options)) == 0
         assert rows(tmp_path)[-1]["contrastive/loss"] > 0
         # Two clips a step, of one object or more each; the size of a step is the loss's affair.
-        state = torch.load(tmp_path / "model_final.pth")["model"]
+        state = torch.load(tmp_path / f"model_{iterations - 1:07d}.pth")["model"]
         held = int(state["contrastive_branch.loss.memory.state"][0])
         assert held >= 2 * remembered
     assert [row["iteration"] for row in rows(tmp_path)] == [0, 1, 2]
