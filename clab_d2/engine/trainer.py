@@ -34,8 +34,8 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clab_d2.checkpoint.model_file import ModelCard
-from clab_d2.checkpoint.portable_config import config_to_plain
+from clab_d2.checkpoint.model_file import CARD_KEY, ModelCard, read_card
+from clab_d2.checkpoint.portable_config import config_from_plain, config_to_plain
 from clab_d2.data import (
     build_vid_test_loader,
     build_vid_train_loader,
@@ -55,7 +55,7 @@ from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
 from clab_d2.engine.size_check import finest_stride
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
-from clab_d2.errors import DivergenceError
+from clab_d2.errors import DataError, DivergenceError
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.modeling import prepare_for_inference
 
@@ -94,6 +94,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = self.build_checkpointer(
             cfg, self.model, purpose="train", trainer=weakref.proxy(self)
         )
+        _tell_if_not_enough(self.checkpointer.card)
         self.register_hooks(self.build_hooks())
 
     # ---------------------------------------------------------------- parts
@@ -315,6 +316,17 @@ class Trainer(DefaultTrainer):
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
         """Fit the schedule to so many processes, see :func:`scale_schedule`."""
         return scale_schedule(cfg, num_workers)
+
+
+def _tell_if_not_enough(card: ModelCard | None) -> None:
+    """Say before a training that its file won't be enough to detect, rather than to its user."""
+    if card is None:
+        return
+    try:
+        read_card({CARD_KEY: card.to_plain()}, "model_final.pth")
+        config_from_plain(card.config, "model_final.pth")
+    except DataError as error:
+        logger.warning("%s: as it is, the file is going to need --config-file to be used", error)
 
 
 def _share_buffers(model: nn.Module) -> None:

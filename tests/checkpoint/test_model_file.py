@@ -16,7 +16,7 @@ from clab_d2.errors import DataError
 WEIGHTS = {"backbone.weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)}
 CARD = ModelCard(
     config={"MODEL": {"DEPTH": 18, "STDS": [1.0, 2.5]}},
-    class_names=["red panda", "Büffel"],
+    class_names=["red panda", "Büffel", "", "two\nlines"],  # whatever a dataset has
     iterations=12,
     metrics={"bbox": {"AP50": np.float32(0.5), "AP": math.nan}},
 )
@@ -58,8 +58,7 @@ def test_a_view_does_not_bring_the_whole_along(tmp_path: Path, suffix: str) -> N
         ({"config": [1]}, "damaged"),
         ({"class_names": "abc"}, "damaged"),
         ({"class_names": ["a", 3]}, "damaged"),
-        ({"class_names": ["a\nerror: b"]}, "damaged"),
-        ({"class_names": ["a" * 201]}, "damaged"),
+        ({"class_names": ["a" * 1001]}, "damaged"),
         ({"metrics": 3}, "damaged"),
     ],
 )

@@ -290,3 +290,18 @@ def test_a_checkpoint_that_does_not_say_its_schedule_is_warned_of(
     caplog.clear()
     trainer.load_state_dict(trainer.state_dict())
     assert not caplog.text
+
+
+def test_a_file_that_will_not_be_enough_is_told_of_before(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        caplog.clear()
+        Trainer(cfg)
+        return [line for line in caplog.messages if "model_final" in line]
+
+    assert warnings() == []
+    cfg.INPUT.MIN_SIZE_TEST = 10_000
+    [line] = warnings()
+    assert "INPUT.MIN_SIZE_TEST is 10000, which is out of range" in line
+    assert "going to need --config-file" in line
