@@ -38,11 +38,15 @@ OPTIONS = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PER
 
 def train(config_file: str, *arguments: str) -> int:
     args = train_net.argument_parser().parse_args(["--config-file", config_file, *arguments])
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "clab_d2")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
     try:
         return train_net.run(train_net.main, args)
-    finally:
-        for name in ("detectron2", "fvcore", "clab_d2"):  # handlers of the run's files
-            logging.getLogger(name).handlers.clear()
+    finally:  # the run's files, and what other tests find of its log
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers.clear()
+            logger.setLevel(level)
+            logger.propagate = propagate
         setup_logger.cache_clear()
 
 
