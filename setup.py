@@ -19,37 +19,43 @@ def read_version() -> str:
     return match.group(1)
 
 
+# Each lower bound is the oldest version that the tests were seen to pass with:
+# docs/dependencies.md has what was tried.
+#
 # Detectron2 itself is not listed: it has no release of its own name on the package index.
 # tools/install_detectron2.py installs it, and a build from its source serves as well.
 INSTALL_REQUIRES = [
     "torch>=2.4",
     "torchvision>=0.19",
-    "numpy",
-    "pillow",
+    "numpy>=1.21.2",
+    "pillow>=9.3",
+    "PyYAML>=5.1",
     "safetensors>=0.4",
-    "fvcore>=0.1.5",
-    "pycocotools>=2.0.6",
-    "opencv-python>=4.6",
+    "fvcore>=0.1.5.post20210508",
+    "pycocotools>=2.0.8",
+    "opencv-python>=4.10.0.84",
     "pytorch-metric-learning>=2.5",
     # Backbones; Detectron2's Swin and ViT take parts of it, too.
     "timm>=1.0.31,<2",
-    "defusedxml",
-    "tqdm",
+    "huggingface_hub>=2.4",
+    "defusedxml>=0.7.1",
+    "tqdm>=4.60",
     "scipy>=1.10",
-    "pyyaml",
-    "matplotlib",
-    "tensorboard",
-    "av>=12",
-    # What Detectron2 needs. It imports pkg_resources, which setuptools 81 no longer has.
+    "matplotlib>=3.8.4",
+    "tensorboard>=2.18",
+    "tabulate>=0.8.8",
+    # Below 17 BT.709 colours are taken for BT.601, and 17.0.0 can hang data workers.
+    "av>=17.0.1",
+    # What Detectron2 needs. It imports pkg_resources, which setuptools 82 no longer has.
     "iopath>=0.1.9",
     "yacs>=0.1.8",
     "termcolor>=1.1",
-    "tabulate",
-    "cloudpickle",
-    "omegaconf>=2.1,<2.4",
-    "hydra-core>=1.1",
-    "packaging",
-    "setuptools<81",
+    "cloudpickle>=2.1",
+    # The ceiling is Detectron2's own and hydra-core's.
+    "omegaconf>=2.2.1,<2.4",
+    "hydra-core>=1.3",
+    "packaging>=20",
+    "setuptools>=66.1,<82",
 ]
 
 setup(

@@ -31,7 +31,6 @@ def encode(
     keyframe_every: int = 12,
     b_frames: int = 3,
     times: Sequence[int] | None = None,
-    rotation: int = 0,
     kinds: str = "",
 ) -> Path:
     """Write a video file.
@@ -43,7 +42,6 @@ def encode(
         options: the encoder's own options.
         keyframe_every, b_frames: structure of the stream.
         times: when each frame shows, in 1/25 s; default one after another.
-        rotation: what players are asked to turn it by, counter-clockwise, in degrees.
         kinds: "I", "P" or "B" for each of the first frames; the encoder chooses the others'.
     """
     with av.open(str(path), "w") as container:
@@ -52,8 +50,6 @@ def encode(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.gop_size = keyframe_every
         stream.codec_context.max_b_frames = b_frames
-        if rotation:
-            stream.set_display_rotation(rotation)
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if times is not None:
@@ -61,6 +57,32 @@ def encode(
             if number < len(kinds):
                 picture.pict_type = av.video.frame.PictureType[kinds[number]]
             container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def encode_colour(
+    path: Path, colour: Sequence[int], matrix: int, luma: tuple[float, float]
+) -> Path:
+    """Write a video of one colour, converted here by the equations of the standard that it names.
+
+    Args:
+        path: its suffix chooses the container.
+        colour: RGB, 0 to 255.
+        matrix: the number that files name the standard by (ITU-T H.273, table 4).
+        luma: what red and blue weigh in the luma.
+    """
+    red, green, blue = (value / 255 for value in colour)
+    y = luma[0] * red + (1 - sum(luma)) * green + luma[1] * blue
+    cb, cr = (blue - y) / (2 - 2 * luma[1]), (red - y) / (2 - 2 * luma[0])
+    planes = np.full((72, 64), round(16 + 219 * y), np.uint8)  # 48 rows, then both chromas
+    planes[48:60], planes[60:] = round(128 + 224 * cb), round(128 + 224 * cr)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.colorspace = matrix
+        stream.codec_context.color_range = 1  # 16 to 235
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode(None))
     return path
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -12,10 +14,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import clab_d2
 from clab_d2 import _requirements
 from clab_d2._requirements import REQUIREMENTS, UNKNOWN, check_requirements, find_version
+from clab_d2.data.video_container import OLDEST_PYAV
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -38,13 +42,28 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         capture_output=True,
     )
     info = folder / "clab_d2.egg-info"
-    fields: dict[str, list[str]] = {}
-    for line in (info / "PKG-INFO").read_text(encoding="utf-8").splitlines():
-        field, _, value = line.partition(": ")
-        fields.setdefault(field, []).append(value)
-    sources = (info / "SOURCES.txt").read_text(encoding="utf-8")
-    fields["sources"] = sources.splitlines()
+    distribution = importlib.metadata.PathDistribution(info)
+    fields = {name: distribution.metadata.get_all(name) for name in distribution.metadata}
+    fields["Requires-Dist"] = distribution.requires  # older setuptools write it into another file
+    fields["sources"] = (info / "SOURCES.txt").read_text(encoding="utf-8").splitlines()
     return fields
+
+
+@pytest.fixture(scope="module")
+def bounds(declared: dict[str, list[str]]) -> dict[str, SpecifierSet]:
+    """Package -> versions that setup.py allows, for users (the extra ``dev`` left out)."""
+    requirements = [Requirement(text) for text in declared["Requires-Dist"]]
+    return {
+        canonicalize_name(requirement.name): requirement.specifier
+        for requirement in requirements
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": "dev"})
+    }
+
+
+def lowest(specifier: SpecifierSet) -> str:
+    """The version after ``>=``."""
+    (version,) = [one.version for one in specifier if one.operator == ">="]
+    return version
 
 
 def pinned(python: str) -> dict[str, str]:
@@ -66,7 +85,8 @@ def pinned(python: str) -> dict[str, str]:
 
 
 def test_metadata_names_the_package_and_its_pythons(declared: dict[str, list[str]]) -> None:
-    assert declared["Name"] == ["clab_d2"]
+    (name,) = declared["Name"]
+    assert canonicalize_name(name) == "clab-d2"
     assert declared["Version"] == [clab_d2.__version__]
     (pythons,) = declared["Requires-Python"]
     assert all(python in SpecifierSet(pythons) for python in PYTHONS)
@@ -91,6 +111,83 @@ def test_constraints_hold_a_version_in_range_of_all_that_is_required(
         assert versions[name] in requirement.specifier, f"{name}: {versions[name]}"
 
 
+def third_party_imports(folder: Path) -> dict[str, Path]:
+    """Top-level modules imported anywhere in a folder's files -> one of the files."""
+    own = {path.stem for path in folder.rglob("*.py")} | {path.name for path in folder.iterdir()}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            else:
+                continue
+            for module in modules:
+                found.setdefault(module.partition(".")[0], path)
+    return {
+        module: path
+        for module, path in found.items()
+        if module not in sys.stdlib_module_names | own | {"clab_d2"}
+    }
+
+
+@pytest.mark.parametrize("folder", ["clab_d2", "tools", "datasets", "docs"])
+def test_what_is_imported_is_declared(folder: str, bounds: dict[str, SpecifierSet]) -> None:
+    # Detectron2 is not on the package index; triton comes with torch, which pins it.
+    elsewhere = {"detectron2", "triton"}
+    imports = third_party_imports(ROOT / folder)
+    assert imports
+    packages = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "PyYAML"}
+    undeclared = {
+        f"{module} ({path.relative_to(ROOT)})"
+        for module, path in imports.items()
+        if module not in elsewhere and canonicalize_name(packages.get(module, module)) not in bounds
+    }
+    assert not undeclared, "not in setup.py"
+
+
+def test_bounds_are_those_that_were_tried(bounds: dict[str, SpecifierSet]) -> None:
+    """docs/dependencies.md lists every package, what failed (outside) and what worked (inside)."""
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\S+)`[^|]*\| `(\S+)` \|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
+    documented = {canonicalize_name(name): SpecifierSet(bound) for name, bound, _, _ in rows}
+    assert documented == bounds
+    for name, bound, failed, worked in rows:
+        failing, working = (
+            [Version(one) for one in re.split(r",\s*", cell.strip()) if one]
+            for cell in (failed, worked)
+        )
+        assert [str(one) for one in failing if one in SpecifierSet(bound)] == [], name
+        assert [str(one) for one in working if one not in SpecifierSet(bound)] == [], name
+        assert min(working) == Version(lowest(SpecifierSet(bound))), name
+        assert [one for one in working if one in failing] == [], name
+
+
+def test_detectron2_gets_what_it_asks_for(bounds: dict[str, SpecifierSet]) -> None:
+    """Its own bounds are not looked at when it is installed, so ours must not be wider."""
+    (item,) = [one for one in REQUIREMENTS if one.module == "detectron2"]
+    asked: list[str] = []
+    for name in item.distributions:
+        try:
+            asked = importlib.metadata.requires(name) or []
+            break
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    requirements = [
+        one
+        for one in map(Requirement, asked)
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    ]
+    if not requirements:
+        pytest.skip("this Detectron2 has no record of what it needs")
+    for one in requirements:
+        ours = bounds[canonicalize_name(one.name)]
+        assert lowest(ours) in one.specifier, one
+        ceilings = {str(part) for part in one.specifier if part.operator in {"<", "<="}}
+        assert ceilings <= {str(part) for part in ours}, one
+
+
 def test_setup_and_check_ask_for_the_same_minimums(declared: dict[str, list[str]]) -> None:
     required = {
         canonicalize_name(Requirement(text).name): Requirement(text).specifier
@@ -103,6 +200,10 @@ def test_setup_and_check_ask_for_the_same_minimums(declared: dict[str, list[str]
         major, minor = item.minimum
         assert f"{major}.{minor}" in specifier
         assert f"{major}.{minor - 1}" not in specifier
+
+
+def test_readers_of_videos_ask_for_the_same_pyav(bounds: dict[str, SpecifierSet]) -> None:
+    assert lowest(bounds["av"]) == ".".join(map(str, OLDEST_PYAV))
 
 
 def test_what_is_installed_here_passes() -> None:

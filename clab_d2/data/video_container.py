@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Before 17, files tagged as BT.709 (most HD ones) were read as BT.601. 17.0.0 leaves decoders to
+# garbage collection, which in a forked data-loading worker waits for the parent's threads for ever.
+OLDEST_PYAV = (17, 0, 1)
+
 __all__ = [
+    "OLDEST_PYAV",
     "LostPlaceError",
     "PacketMark",
     "decode_numbered",
@@ -155,12 +161,9 @@ def seek(container: Any, stream: Any, where: int, by_position: bool = False) -> 
 
 def to_upright_rgb(frame: av.VideoFrame) -> np.ndarray:
     """Return a frame as players show it, turned and mirrored as the file asks: uint8 (H, W, 3)."""
-    try:
-        # One thread: a reader in a data-loading worker has one core, and FFmpeg's threads would
-        # not survive a fork.
-        image = frame.to_ndarray(format="rgb24", threads=1)
-    except TypeError:  # an older PyAV, which knows no other way
-        image = frame.to_ndarray(format="rgb24")
+    # One thread: a reader in a data-loading worker has one core, and FFmpeg's threads would not
+    # survive a fork.
+    image = frame.to_ndarray(format="rgb24", threads=1)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
@@ -185,10 +188,17 @@ def _display(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _import_av() -> Any:
+    remedy = f'pip install "av>={".".join(map(str, OLDEST_PYAV))}"'
     try:
         import av
     except ImportError:
         raise DataError(
-            "reading video files needs PyAV: pip install av (or extract the frames into a folder)"
+            f"reading video files needs PyAV: {remedy} (or extract the frames into a folder)"
         ) from None
+    numbers = re.match(r"\d+\.\d+\.\d+", av.__version__)  # else unknown: taken for new enough
+    if numbers and tuple(map(int, numbers.group().split("."))) < OLDEST_PYAV:
+        raise DataError(
+            f"PyAV {av.__version__} is too old: it shows some videos in wrong colours, or stops "
+            f"data workers; run {remedy}"
+        )
     return av

@@ -340,10 +340,12 @@ def _escaped(text: str) -> str:
 
 def _pipe_table(headers: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
     """Markdown; the first ``left`` columns are names, the others figures."""
+    alignment = ["left"] * left + ["right"] * (len(headers) - left)
     return tabulate(
         lines,
         headers=headers,
         tablefmt="pipe",
         disable_numparse=True,
-        colalign=["left"] * left + ["right"] * (len(headers) - left),
+        # tabulate before 0.10 knows no columns where there are no lines.
+        colalign=alignment if lines else (),
     )

@@ -12,6 +12,7 @@ import sys
 import weakref
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from encoded_videos import (
     encode,
+    encode_colour,
     join_without_encoding,
     moving_pictures,
     play,
@@ -28,7 +30,7 @@ from encoded_videos import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clab_d2.data import video_frames, video_index
+from clab_d2.data import video_container, video_frames, video_index
 from clab_d2.data.video_frames import VideoFrameReader, read_video_frame, split_frame_name
 from clab_d2.errors import DataError
 
@@ -266,9 +268,9 @@ def test_out_of_range(b_frames) -> None:
             reader.read(index)
 
 
-@pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_a_turned_phone_gives_upright_frames(degrees: int, tmp_path: Path) -> None:
-    path = encode(tmp_path / "a.mp4", moving_pictures(3), rotation=degrees)
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)], ids=str)
+def test_a_turned_phone_gives_upright_frames(matrix: tuple[int, ...], tmp_path: Path) -> None:
+    path = set_display_matrix(encode(tmp_path / "a.mp4", moving_pictures(3)), matrix)
     reader = VideoFrameReader(path)
     _, upright = cv2.VideoCapture(str(path)).read()  # OpenCV turns by itself
     assert (reader.height, reader.width) == upright.shape[:2]
@@ -300,6 +302,50 @@ def test_turned_and_mirrored_as_the_file_asks(matrix: tuple[int, ...], tmp_path:
     np.testing.assert_array_equal(frame, DISPLAYS[matrix](stored))
     assert frame.shape[:2] == (reader.height, reader.width)
     assert frame.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("matrix", "luma"),
+    [(1, (0.2126, 0.0722)), (5, (0.299, 0.114)), (6, (0.299, 0.114)), (9, (0.2627, 0.0593))],
+    ids=["BT.709", "BT.601 of 625 lines", "BT.601 of 525 lines", "BT.2020"],
+)
+def test_colours_are_those_of_the_standard_that_the_file_names(
+    matrix: int, luma: tuple[float, float], tmp_path: Path
+) -> None:
+    colour = (200, 60, 10)
+    path = encode_colour(tmp_path / "a.mp4", colour, matrix, luma)
+    assert np.abs(VideoFrameReader(path).read(0).astype(int) - colour).max() <= 3
+
+
+@pytest.mark.parametrize("version", ["12.3.0", "16.1.0", "17.0.0", "17.0.0rc1"])
+def test_a_pyav_that_reads_wrongly_is_refused(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.mp4", moving_pictures(2))
+    monkeypatch.setattr(av, "__version__", version)
+    with pytest.raises(
+        DataError, match=rf"^PyAV {version} is too old.*run pip install \"av>=17\.0\.1\"$"
+    ):
+        video_container.open_container(str(path), threads=1)
+
+
+def test_decoders_are_let_go_without_garbage_collection(tmp_path: Path) -> None:
+    """A forked worker that collects one waits for ever for its threads, which are the parent's."""
+    path = encode(tmp_path / "a.mp4", moving_pictures(20))
+
+    def num_streams() -> int:
+        return sum(isinstance(thing, av.stream.Stream) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = num_streams()
+        with closing(VideoFrameReader(path)) as reader:
+            reader.read(5)
+            assert num_streams() > before  # that of the open file, so they are counted
+        assert num_streams() == before
+    finally:
+        gc.enable()
 
 
 def test_reads_in_a_forked_process(tmp_path: Path) -> None:
