@@ -61,8 +61,8 @@ def bounds(declared: dict[str, list[str]]) -> dict[str, SpecifierSet]:
 
 
 def lowest(specifier: SpecifierSet) -> str:
-    """The version after ``>=``."""
-    (version,) = [one.version for one in specifier if one.operator == ">="]
+    """The version after ``>=``, or ``==``."""
+    (version,) = [one.version for one in specifier if one.operator in (">=", "==")]
     return version
 
 
