@@ -69,6 +69,9 @@ def open_container(path: str, threads: int) -> tuple[Any, Any]:
         DataError: if the file is missing, no regular file, or holds no video.
     """
     av = _import_av()
+    # PyAV's default, which importing torchvision 0.19 changes: else decoding threads write their
+    # messages through Python, for which one may wait while the thread that has Python waits for it.
+    av.logging.set_level(None)
     if os.path.isdir(path):
         raise DataError(f"{path}: a folder, not a video file")
     refuse_special_file(path)

@@ -329,6 +329,30 @@ def test_a_pyav_that_reads_wrongly_is_refused(
         video_container.open_container(str(path), threads=1)
 
 
+def test_messages_of_decoding_threads_wait_for_nothing(tmp_path: Path) -> None:
+    """With PyAV's messages on, as torchvision 0.19 has them, reading came to a stop for ever."""
+    path = make(tmp_path, "open groups of pictures")
+    code = """
+import random, sys
+import av
+from clab_d2.data.video_frames import VideoFrameReader
+av.logging.set_level(av.logging.ERROR)
+for number in range(10):
+    reader = VideoFrameReader(sys.argv[1], threads=0)
+    for index in random.Random(number).sample(range(len(reader)), 20):
+        reader.read(index)
+    reader.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_decoders_are_let_go_without_garbage_collection(tmp_path: Path) -> None:
     """A forked worker that collects one waits for ever for its threads, which are the parent's."""
     path = encode(tmp_path / "a.mp4", moving_pictures(20))
