@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def golden() -> Callable[[str], Path]:
         pytest.skip(f"{name} (over 1 MB) lies in ../shared/golden, which is not beside this clone")
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_log() -> Iterator[None]:
+    """Tools run in the tests' process set them, and later tests look for messages."""
+    log = logging.getLogger("clab_d2")
+    level, propagate = log.level, log.propagate
+    yield
+    log.setLevel(level)
+    log.propagate = propagate
 
 
 _numbers = itertools.count()
