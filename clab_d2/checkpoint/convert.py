@@ -23,7 +23,7 @@ from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.checkpoint.safetensors_file import SUFFIX, write_safetensors
 from clab_d2.checkpoint.torchvision import BACKBONE_PREFIX, convert_resnet, resnet_facts
-from clab_d2.data.coco_vid import read_classes_metadata
+from clab_d2.data.dataset_classes import read_classes_metadata
 from clab_d2.data.imagenet_vid import IMAGENET_VID_CLASSES
 from clab_d2.errors import DataError
 from clab_d2.io import atomic_write

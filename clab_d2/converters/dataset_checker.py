@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from clab_d2.data.coco_vid import read_coco_json
+from clab_d2.data.coco_json import read_coco_json
 from clab_d2.data.frame_files import FrameFiles, first_out_of_order
 from clab_d2.data.frames import read_frame
 from clab_d2.data.json_values import (

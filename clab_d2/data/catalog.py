@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 
@@ -12,11 +13,12 @@ from detectron2.utils import comm
 from clab_d2.data.coco_vid import (
     get_video_table,
     load_coco_vid,
-    logger,
-    read_classes_metadata,
     register_coco_vid,
 )
+from clab_d2.data.dataset_classes import read_classes_metadata
 from clab_d2.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 # Frames looked for before a job begins, spread over the dataset.
 _FRAMES_TO_PROBE = 20
