@@ -14,7 +14,8 @@ from torchvision.models.optical_flow._utils import upsample_flow
 from clab_d2.engine.checkpointer import VIDCheckpointer
 from clab_d2.errors import ConfigError
 from clab_d2.modeling.aggregation.base import FrameMaps
-from clab_d2.modeling.aggregation.flow_guided import FlowGuided, RAFTFlow, read_raft_weights, warp
+from clab_d2.modeling.aggregation.flow_guided import FlowGuided
+from clab_d2.modeling.aggregation.optical_flow import RAFTFlow, read_raft_weights, warp
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 58.0, 56.0)
 
