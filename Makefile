@@ -43,7 +43,7 @@ lint: venv ## check the style
 
 clean: ## remove the virtual environment and caches; output/ and made datasets stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find clab_d2 datasets tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find clab_d2 clab_d2_cli datasets tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The Makefile itself is one of the files that the environment follows from. A new environment
 # whose making was broken off is made anew; one that is ready is brought up to date in place.

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
@@ -19,11 +20,34 @@ def read_version() -> str:
     return match.group(1)
 
 
+# Tools of a checkout only: they make its data and its demo.
+CHECKOUT_ONLY = {"make_demo", "make_mini_vid"}
+
+
+class BuildWithTools(build_py):
+    """Puts the scripts of ``tools/`` and ``datasets/`` into ``clab_d2_cli.tools``.
+
+    There the command ``clab-d2`` finds them; in a checkout it finds them where they are.
+    """
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        if package == "clab_d2_cli.tools":
+            # Relative, as the source distribution wants its files.
+            scripts = [*Path("tools").glob("*.py"), *Path("datasets").glob("*.py")]
+            modules += [
+                (package, script.stem, str(script))
+                for script in sorted(scripts)
+                if script.stem not in CHECKOUT_ONLY
+            ]
+        return modules
+
+
 # Each lower bound is the oldest version that the tests were seen to pass with:
 # docs/dependencies.md has what was tried.
 #
 # Detectron2 itself is not listed: it has no release of its own name on the package index.
-# tools/install_detectron2.py installs it, and a build from its source serves as well.
+# `clab-d2 install-detectron2` installs it, and a build from its source serves as well.
 INSTALL_REQUIRES = [
     "torch>=2.4",
     "torchvision>=0.19",
@@ -44,6 +68,8 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.8.4",
     "tensorboard>=2.18",
     "tabulate>=0.8.8",
+    # Tab completion of clab-d2.
+    "shtab>=1.5.8",
     # Below 17 BT.709 colours are taken for BT.601, and 17.0.0 can hang data workers.
     "av>=17.0.1",
     # What Detectron2 needs. It imports pkg_resources, which setuptools 82 no longer has.
@@ -64,7 +90,13 @@ setup(
     description="CLAB and the temporal detectors it stands on, as a Detectron2 extension",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["clab_d2", "clab_d2.*"]),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=[*find_packages(include=["clab_d2*", "clab_d2_cli*"]), "clab_d2.configs"],
+    package_dir={"clab_d2.configs": "configs"},
+    package_data={"clab_d2": ["py.typed"], "clab_d2.configs": ["**/*.yaml"]},
+    cmdclass={"build_py": BuildWithTools},
+    entry_points={"console_scripts": ["clab-d2=clab_d2_cli.main:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.

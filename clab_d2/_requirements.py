@@ -43,7 +43,7 @@ REQUIREMENTS = (
         "detectron2",
         ("detectron2", "sal-detectron2"),
         (0, 6),
-        "python tools/install_detectron2.py",
+        "clab-d2 install-detectron2",
     ),
     # Its distributed wrapper multiplies the loss by the number of processes, which the
     # contrastive branch counts on. 2.0.1 and all later ones looked at (to 2.9) do.

@@ -16,8 +16,7 @@ from clab_d2.converters.command_line import converter_parser, run_converter
 from clab_d2.converters.cvat import NAMES, convert_cvat
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
     parser = converter_parser(
         __doc__, "annotations.xml files, CVAT's zip files, or folders of them", clips="{source}"
     )
@@ -34,11 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of a task with a frame step, list the frames between (and after the last) as "
         "references too",
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
 
     def convert(args: argparse.Namespace, options: ConversionOptions) -> tuple[Json, Counts]:
         return convert_cvat(args.input, options, args.name_by)
 
-    return run_converter(parser, argv, convert)
+    return run_converter(make_parser(), argv, convert)
 
 
 if __name__ == "__main__":

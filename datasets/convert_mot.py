@@ -17,8 +17,7 @@ from clab_d2.converters.command_line import class_names, converter_parser, run_c
 from clab_d2.converters.mot import IGNORED, MotOptions, convert_mot
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
     parser = converter_parser(
         __doc__,
         "sequence folders, folders of sequences, zip files of one sequence, or text files",
@@ -41,12 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pixel-origin", type=int, choices=(0, 1),
         help="coordinate of the picture's left and top border (0 with a labels.txt, else 1)",
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
 
     def convert(args: argparse.Namespace, options: ConversionOptions) -> tuple[Json, Counts]:
         mot = MotOptions(args.class_names, args.ignored, args.first_frame, args.pixel_origin)
         return convert_mot(args.input, options, mot)
 
-    return run_converter(parser, argv, convert)
+    return run_converter(make_parser(), argv, convert)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from clab_d2.errors import DataError
 from clab_d2.io import write_json
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,6 +40,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, metavar="N", help="by video: draw them (else they are spread evenly)"
     )
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.by == "time" and (args.val_videos or args.seed is not None):
         parser.error("--val-videos and --seed choose videos, which --by time does not")

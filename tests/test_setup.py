@@ -94,7 +94,8 @@ def test_metadata_names_the_package_and_its_pythons(declared: dict[str, list[str
 
 
 def test_every_subpackage_is_installed(declared: dict[str, list[str]]) -> None:
-    for folder in {path.parent for path in (ROOT / "clab_d2").rglob("*.py")}:
+    files = [*(ROOT / "clab_d2").rglob("*.py"), *(ROOT / "clab_d2_cli").rglob("*.py")]
+    for folder in {path.parent for path in files}:
         relative = folder.relative_to(ROOT).as_posix()
         assert f"{relative}/__init__.py" in declared["sources"], f"{relative} is not a package"
 
@@ -128,11 +129,11 @@ def third_party_imports(folder: Path) -> dict[str, Path]:
     return {
         module: path
         for module, path in found.items()
-        if module not in sys.stdlib_module_names | own | {"clab_d2"}
+        if module not in sys.stdlib_module_names | own | {"clab_d2", "clab_d2_cli"}
     }
 
 
-@pytest.mark.parametrize("folder", ["clab_d2", "tools", "datasets", "docs"])
+@pytest.mark.parametrize("folder", ["clab_d2", "clab_d2_cli", "tools", "datasets", "docs"])
 def test_what_is_imported_is_declared(folder: str, bounds: dict[str, SpecifierSet]) -> None:
     # Detectron2 is not on the package index; triton comes with torch, which pins it.
     elsewhere = {"detectron2", "triton"}
@@ -225,7 +226,7 @@ def test_versions_compare_as_numbers(version: str) -> None:
         ("torch", "2.3.1+cpu", "PyTorch 2.3.1+cpu is too old (need 2.4 or newer): run pip install"),
         ("torch", "1.13.1", "PyTorch 1.13.1 is too old"),
         ("torchvision", None, "torchvision is missing (need 0.19 or newer): run pip install"),
-        ("detectron2", None, "Detectron2 is missing (need 0.6 or newer): run python tools/install"),
+        ("detectron2", None, "Detectron2 is missing (need 0.6 or newer): run clab-d2 install-det"),
         ("detectron2", "0.5", "Detectron2 0.5 is too old"),
         ("pytorch_metric_learning", "2.4.1", "pytorch-metric-learning 2.4.1 is too old"),
     ],
@@ -272,7 +273,7 @@ import clab_d2
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         "ImportError: clab_d2: Detectron2 is missing (need 0.6 or newer): "
-        "run python tools/install_detectron2.py"
+        "run clab-d2 install-detectron2"
     )
     assert "During handling" not in done.stderr
 

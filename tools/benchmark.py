@@ -21,6 +21,7 @@ import dataclasses
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ RESOLUTIONS = (0.5, 0.75, 1.0, 1.25)
 LENGTHS = (100, 1_000, 10_000, 100_000)
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_import_option(parser)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
-    return parser.parse_args()
+    return parser
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -261,8 +262,8 @@ def draw(figures: dict[str, Any], file: Path) -> None:
         figure.savefig(stream, dpi=120, format="png")
 
 
-def main() -> int:
-    args = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     try:
         figures = measure(args)
     except USER_ERRORS as error:

@@ -34,7 +34,7 @@ from clab_d2.engine.size_check import size_report
 from clab_d2.errors import ConfigError, DataError
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,6 +59,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
     )
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     args = parser.parse_args(argv)
     if not (args.annotations or args.dataset or args.config_file):
         parser.error("give --annotations, --dataset or --config-file")

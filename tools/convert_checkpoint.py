@@ -22,7 +22,7 @@ from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to change, after --config-file's"
     )
-    return parser.parse_intermixed_args(argv)
+    return parser
 
 
 def report(result: Conversion, output: str) -> list[str]:
@@ -76,7 +76,7 @@ def report(result: Conversion, output: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_intermixed_args(argv)
     try:
         import_plugins(args.imports)
         cfg = None

@@ -41,7 +41,7 @@ from clab_d2.video import (
 from clab_d2.visualization import draw_detections, readable_scale
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,7 +75,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY VALUE",
         help="config keys to change; must come last",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def detect(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     try:
         return run(args)
     except USER_ERRORS as error:
@@ -163,9 +163,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
 
 
-if __name__ == "__main__":
+def set_up() -> None:
+    """Once, where this is the process's command."""
     setup_logger(name="clab_d2")
     # What Detectron2 calls by an old name works all the same; nobody can act on it here.
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+
+if __name__ == "__main__":
+    set_up()
     sys.exit(main())

@@ -28,7 +28,7 @@ from clab_d2.evaluation.plots import draw_all
 from clab_d2.io import write_json
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--worst", type=int, default=10, metavar="N", help="list the N worst videos (default: 10)"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def list_runs(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -153,7 +153,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        evaluate(parse_arguments(argv))
+        evaluate(make_parser().parse_args(argv))
     except (DataError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

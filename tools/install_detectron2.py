@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 DISTRIBUTION = "sal-detectron2"
@@ -220,12 +221,16 @@ def install(wheel: Path | None) -> str:
     return f"Detectron2 installed: {probe.stdout.strip()}"
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Install Detectron2 into this Python.")
     parser.add_argument(
         "--wheel", type=Path, help=f"a wheel of {DISTRIBUTION} {VERSION} at hand, not downloaded"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     try:
         print(install(arguments.wheel))
     except InstallError as error:

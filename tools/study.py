@@ -51,7 +51,7 @@ from clab_d2.study.time_left import duration_text
 EXIT_FAILED_RUNS = 1
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,7 +106,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="a training script of your own, with train_net.py's command line",
     )
     add_import_option(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def read_study(args: argparse.Namespace) -> Study:
@@ -250,7 +250,7 @@ def tables_only(args: argparse.Namespace, study: Study) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     # What configs give to warn of stands in each run's log.
     logging.getLogger("clab_d2").setLevel(logging.ERROR)
     try:

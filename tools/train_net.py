@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
@@ -24,7 +25,8 @@ from clab_d2.engine import Trainer, argument_parser, run
 from clab_d2.errors import ConfigError
 
 
-def main(args: argparse.Namespace, cfg: CfgNode) -> None:
+def train_or_evaluate(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """What each process of the job does."""
     if args.eval_only:
         evaluate(args, cfg)
         return
@@ -45,5 +47,13 @@ def evaluate(args: argparse.Namespace, cfg: CfgNode) -> None:
         verify_results(cfg, results)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    return argument_parser(epilog=__doc__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(train_or_evaluate, make_parser().parse_args(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, argument_parser(epilog=__doc__).parse_args()))
+    sys.exit(main())

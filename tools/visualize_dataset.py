@@ -154,7 +154,7 @@ def _nearest(box: np.ndarray, boxes: np.ndarray, tracks: list[int | None]) -> in
     return tracks[int(np.abs(boxes - box).sum(1).argmin())] if len(boxes) else None
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -169,7 +169,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def clips(args: argparse.Namespace, drawer: ClipDrawer) -> Iterator[np.ndarray]:
@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     try:
         run(args)
     except USER_ERRORS as error:

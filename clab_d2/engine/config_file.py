@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
 from clab_d2.config import get_clab_cfg
+from clab_d2.config_folder import find_config
 from clab_d2.config_upgrade import upgrade_options, upgrade_tree
 from clab_d2.data import check_num_classes, register_datasets_from_config
 from clab_d2.engine.config_check import validate_config
@@ -36,7 +37,8 @@ def load_config(
     The datasets of ``DATASETS.VID`` are registered in this process.
 
     Args:
-        config_file: a YAML file.
+        config_file: a YAML file; where there is none of that name, a config that comes with the
+            package (``clab_d2.model_zoo``).
         options: KEY, VALUE, KEY, VALUE, ...
         num_processes: how many are going to share the work.
         needs_datasets: False leaves the datasets alone, which may not be there.
@@ -47,7 +49,10 @@ def load_config(
     if not config_file:
         raise ConfigError("no config given; add --config-file, such as configs/MiniVID/clab.yaml")
     if not os.path.isfile(config_file):
-        raise ConfigError(f"{config_file}: there is no such config file; see the folder configs")
+        try:
+            config_file = str(find_config(config_file))
+        except ConfigError as error:
+            raise ConfigError(f"{config_file}: there is no such config file, and {error}") from None
     check_yaml(config_file)
     cfg = get_clab_cfg()
     _merge(config_file, functools.partial(_merge_file, cfg), config_file)

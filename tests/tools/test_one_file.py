@@ -41,7 +41,7 @@ def train(config_file: str, *arguments: str) -> int:
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "clab_d2")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     try:
-        return train_net.run(train_net.main, args)
+        return train_net.run(train_net.train_or_evaluate, args)
     finally:  # the run's files, and what other tests find of its log
         for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.handlers.clear()

@@ -44,7 +44,7 @@ def write_config(example: Example, folder: Path) -> Path:
 def train(arguments: Sequence[str]) -> int:
     """tools/train_net.py in this process, which saves the time of its imports."""
     try:
-        return run(train_net.main, argument_parser().parse_args(list(arguments)))
+        return run(train_net.train_or_evaluate, argument_parser().parse_args(list(arguments)))
     finally:
         # Log handlers outlive the run, but not what pytest has put in the place of stdout.
         for name in ("detectron2", "fvcore", "clab_d2"):

@@ -66,7 +66,7 @@ def run_here(arguments: Sequence[str]) -> int:
     """Run the tool in this process, which saves the time of its imports."""
     args = train_net.argument_parser().parse_args(list(arguments))
     try:
-        return train_net.run(train_net.main, args)
+        return train_net.run(train_net.train_or_evaluate, args)
     finally:
         # Log handlers outlive the run, but not what pytest has put in the place of stdout.
         for name in ("detectron2", "fvcore", "clab_d2"):
