@@ -99,6 +99,8 @@ setup(
     entry_points={"console_scripts": ["clab-d2=clab_d2_cli.main:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
+        # Drawing detections, results for supervision's other tools, and the cuts of films.
+        "video": ["supervision>=0.31.2", "scenedetect>=0.7.2"],
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
         "fast": ["numba>=0.60"],
         # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.

@@ -5,6 +5,7 @@ Detectron2's catalogs.
 """
 
 import warnings
+from typing import TYPE_CHECKING, Any
 
 from clab_d2._requirements import check_requirements
 
@@ -18,5 +19,20 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 from clab_d2 import data, modeling  # noqa: E402, F401  (registers datasets and models)
 from clab_d2.config import add_clab_config, extend_config, get_clab_cfg  # noqa: E402
 
-__all__ = ["add_clab_config", "extend_config", "get_clab_cfg"]
+if TYPE_CHECKING:
+    from clab_d2.video.detector import VideoDetector
+    from clab_d2.video.result import FrameResult
+
+__all__ = ["FrameResult", "VideoDetector", "add_clab_config", "extend_config", "get_clab_cfg"]
 __version__ = "0.1.0"
+
+# Looked up at first use, so that a training does not import what only detection in videos needs.
+_LAZY = {"FrameResult": "clab_d2.video.result", "VideoDetector": "clab_d2.video.detector"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -38,7 +38,7 @@ from clab_d2.video import (
     open_video,
     open_writer,
 )
-from clab_d2.visualization import draw_detections, readable_scale
+from clab_d2.visualization import readable_scale
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -134,15 +134,14 @@ def detect(
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
     progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
-    results = detector.detect(source, online=args.online)
+    results = detector.detect(source, "online" if args.online else "offline")
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
-            for frame, instances in results:
-                scale = args.scale or readable_scale(*frame.shape[:2])
-                names, threshold = detector.class_names, args.score_threshold
-                writer.write(draw_detections(frame, instances, names, threshold, scale))
+            for result in results:
+                scale = args.scale or readable_scale(*result.image.shape[:2])
+                writer.write(result.draw(args.score_threshold, scale))
                 if detections is not None:
-                    detections.write(instances)
+                    detections.write(result.instances)
                 progress.update()
                 if progress.n == args.max_frames:
                     break

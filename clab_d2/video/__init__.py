@@ -1,10 +1,12 @@
 """Video in and out: frames of a file, a folder or a camera in, detections and an MP4 out.
 
-``sources`` gives frames by number from any of these, ``detector`` detects in them as they come,
+``sources`` gives frames by number from any of these, ``detector`` detects in them as they come and
+gives for each frame a ``result``,
 ``writers`` writes what is drawn and what was detected.
 """
 
 from clab_d2.video.detector import VideoDetector
+from clab_d2.video.result import FrameResult
 from clab_d2.video.sources import (
     CameraSource,
     FileSource,
@@ -28,6 +30,7 @@ __all__ = [
     "FileSource",
     "FolderSource",
     "FrameFolderWriter",
+    "FrameResult",
     "FrameWriter",
     "SequenceSource",
     "StreamSource",

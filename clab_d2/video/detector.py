@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Instances
 from torch import nn
 
 from clab_d2.data.catalog import class_names as classes_of_datasets
@@ -21,14 +23,19 @@ from clab_d2.data.clip_augmentation import ClipAugmentation
 from clab_d2.data.prefetcher import Prefetcher
 from clab_d2.data.reference_sampling import (
     CausalReferences,
+    FixedStrideReferences,
     ReferenceSampling,
     build_reference_sampling,
 )
 from clab_d2.data.reference_schedule import ReferenceSchedule, StreamSchedule
-from clab_d2.errors import DataError
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.video.result import FrameResult
 from clab_d2.video.sources import VideoSource, open_video
 
 logger = logging.getLogger(__name__)
+
+#: Which frames may help a frame: see :meth:`VideoDetector.detect`.
+Mode = Literal["offline", "windowed", "online"]
 
 # The model tells videos apart by these; unique, as several detectors may share a model.
 _video_ids = itertools.count(1)
@@ -111,8 +118,8 @@ class VideoDetector:
     def detect(
         self,
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
-        online: bool = False,
-    ) -> Iterator[tuple[np.ndarray, Instances]]:
+        mode: Mode = "offline",
+    ) -> Generator[FrameResult, None, None]:
         """Detect in a video file, a folder, a camera, or frames that a program holds.
 
         A stream is read frame by frame as its turn comes, so that it may be endless. In all
@@ -125,30 +132,59 @@ class VideoDetector:
 
         Args:
             source: what :func:`open_video` takes, or a source, which is left open at the end.
-            online: use frames of the past only, as a live stream must. Streams always do:
-                ``TEST.REFERENCES.NUM`` of them, ``STRIDE`` apart, whatever ``SAMPLING`` says.
+            mode: which frames serve as references. "offline": as ``TEST.REFERENCES.SAMPLING``
+                says, by default frames spread over the whole video. "windowed":
+                ``TEST.REFERENCES.NUM`` frames around each, ``STRIDE`` apart. "online": so many
+                of the past only. Streams are always online: they have nothing else.
 
         Yields:
-            ``(frame, instances)`` in order, none left out: the frame as read, RGB uint8
-            (H, W, 3), and its detections on the CPU: ``pred_boxes`` in the frame's pixels,
-            ``scores``, ``pred_classes``.
+            A :class:`FrameResult` for each frame, in order, none left out.
 
         Raises:
+            ConfigError: if there is no such mode.
             DataError: if the source cannot be opened.
             RuntimeError: if another ``detect`` of this detector has begun meanwhile.
         """
+        if mode not in get_args(Mode):
+            raise ConfigError(f"mode is {mode!r}; choose offline, windowed or online")
+        return self._open_and_detect(source, mode)
+
+    async def detect_async(
+        self,
+        source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
+        mode: Mode = "offline",
+    ) -> AsyncIterator[FrameResult]:
+        """:meth:`detect` for ``async for``: the event loop goes on while the model works.
+
+        All of the detection runs in one thread of its own, which ends with the loop over it, also
+        when that is left early or cancelled.
+        """
+        results = self.detect(source, mode)
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="clab_d2 detector") as thread:
+            following = functools.partial(loop.run_in_executor, thread, next, results, None)
+            try:
+                while (result := await following()) is not None:
+                    yield result
+            finally:
+                # After a frame that may be on its way: the thread has one thing at a time to do.
+                await loop.run_in_executor(thread, results.close)
+
+    def _open_and_detect(
+        self,
+        source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
+        mode: Mode,
+    ) -> Generator[FrameResult, None, None]:
         if isinstance(source, VideoSource):
-            yield from self._detect(source, online)
+            yield from self._detect(source, mode)
         else:
             with open_video(source) as opened:
-                yield from self._detect(opened, online)
+                yield from self._detect(opened, mode)
 
-    def _detect(self, source: VideoSource, online: bool) -> Iterator[tuple[np.ndarray, Instances]]:
+    def _detect(self, source: VideoSource, mode: Mode) -> Generator[FrameResult, None, None]:
         run = self._run = next(_video_ids)
         self.unreadable_frames = []
-        sampling = self._sampling
-        if online or source.num_frames is None:
-            sampling = self._causal(sampling)
+        sampling = self._sampling_for("online" if source.num_frames is None else mode)
         schedule: ReferenceSchedule | StreamSchedule
         if source.num_frames is None:
             schedule = StreamSchedule(sampling)
@@ -170,10 +206,12 @@ class VideoDetector:
                     raise RuntimeError("a VideoDetector can detect in one video at a time")
                 with torch.no_grad():
                     outputs = self.model([clip for _, clip in batch])
-                instances = [output["instances"].to("cpu") for output in outputs]
-                shown = [image for image, _ in batch]
-                del batch
-                yield from zip(shown, instances, strict=True)
+                results = [
+                    self._result(source, image, clip["frame_id"], output)
+                    for (image, clip), output in zip(batch, outputs, strict=True)
+                ]
+                del batch, outputs
+                yield from results
         self.unreadable_frames.sort()
         if self.unreadable_frames:
             logger.warning(
@@ -183,11 +221,30 @@ class VideoDetector:
                 frames.ended_at,
             )
 
-    def _causal(self, sampling: ReferenceSampling | None) -> ReferenceSampling | None:
-        """The sampling if it uses the past only, else the last frames in its place."""
-        if sampling is None or (sampling.reach is not None and sampling.reach[1] == 0):
+    def _result(
+        self, source: VideoSource, image: np.ndarray, index: int, output: dict[str, Any]
+    ) -> FrameResult:
+        return FrameResult(
+            image=image,
+            index=index,
+            timestamp=source.timestamp(index),
+            instances=output["instances"].to("cpu"),
+            class_names=self.class_names,
+            video=source.name,
+        )
+
+    def _sampling_for(self, mode: Mode) -> ReferenceSampling | None:
+        """The config's sampling, unless the mode asks for another reach."""
+        sampling, references = self._sampling, self.cfg.TEST.REFERENCES
+        if sampling is None or mode == "offline":
             return sampling
-        return CausalReferences(self.cfg, self.cfg.TEST.REFERENCES)
+        reach = sampling.reach
+        if mode == "windowed":
+            # What has a reach is a window already; "causal" is one of the past.
+            return FixedStrideReferences(self.cfg, references) if reach is None else sampling
+        if reach is not None and reach[1] == 0:
+            return sampling
+        return CausalReferences(self.cfg, references)
 
     def _clips(
         self, schedule: ReferenceSchedule | StreamSchedule, frames: _LookAheadReader, video_id: int

@@ -54,6 +54,10 @@ class VideoSource(ABC):
             DataError: if the frame is damaged; the others may still be read.
         """
 
+    def timestamp(self, index: int) -> float | None:
+        """Seconds from the first frame to frame ``index``, which has been read; None if unknown."""
+        return None
+
     def close(self) -> None:
         """Let go of files and devices."""
         return

@@ -135,8 +135,9 @@ def test_the_single_frame_config_detects_what_detectron2_does(
     exact = VideoDetector(load(name, *options, "TEST.OPTIMIZE", False)).detect(make_frames())
     folded = VideoDetector(load(name, *options)).detect(make_frames())
     found = 0
-    for (frame, ours), (_, faster) in zip(exact, folded, strict=True):
-        theirs = detect_theirs(model, their_cfg, frame)
+    for result, folded_result in zip(exact, folded, strict=True):
+        ours, faster = result.instances, folded_result.instances
+        theirs = detect_theirs(model, their_cfg, result.image)
         found += len(theirs)
         assert len(ours) == len(theirs)
         boxes = ours.pred_boxes.tensor
@@ -179,9 +180,8 @@ def test_the_temporal_detector_starts_as_the_single_frame_one(
     assert "start from random values" in line
     parts = line.partition("random values: ")[2].split(", ")
     assert parts and all("aggregation" in part for part in parts)
-    for (_, ours), (_, theirs) in zip(
-        temporal.detect(make_frames()), single.detect(make_frames()), strict=True
-    ):
+    results = zip(temporal.detect(make_frames()), single.detect(make_frames()), strict=True)
+    for ours, theirs in ((one.instances, other.instances) for one, other in results):
         assert len(ours) > 0
         assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
         assert torch.equal(ours.scores, theirs.scores)

@@ -74,9 +74,9 @@ def test_detections_are_those_of_the_evaluation(
             for result in detector.model(batch)
         ]
     ours = [
-        instances
+        result.instances
         for folder in sorted(tiny.image_root.iterdir())
-        for _, instances in detector.detect(folder)
+        for result in detector.detect(folder)
     ]
     assert len(ours) == len(expected) == tiny.num_frames
     assert sum(map(len, ours)) > tiny.num_frames

@@ -60,7 +60,7 @@ class Trained:
 
 
 def detections(detector: VideoDetector) -> list[tuple[list[Any], ...]]:
-    found = [instances for _, instances in detector.detect(PICTURES)]
+    found = [result.instances for result in detector.detect(PICTURES)]
     return [
         (i.pred_boxes.tensor.tolist(), i.scores.tolist(), i.pred_classes.tolist()) for i in found
     ]
@@ -339,6 +339,6 @@ def test_code_in_a_file_does_not_run(trained: Trained, tmp_path: Path) -> None:
 def test_frames_of_a_program(trained: Trained) -> None:
     """As in the README: a file and frames, no more."""
     detector = VideoDetector.from_file(trained.output / "model_final.safetensors")
-    for frame, instances in detector.detect([np.zeros((48, 64, 3), np.uint8)]):
-        assert frame.shape == (48, 64, 3)
-        assert instances.image_size == (48, 64)
+    for result in detector.detect([np.zeros((48, 64, 3), np.uint8)]):
+        assert result.image.shape == (48, 64, 3)
+        assert result.instances.image_size == (48, 64)

@@ -6,7 +6,7 @@ import logging
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -14,85 +14,31 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numbered_frames import FakeCapture, grey
 from package_threads import package_threads
+from stub_detector import NotingModel, make_cfg
 from tiny_videos import CLASSES, make_tiny_videos
-from torch import nn
 
-from clab_d2 import get_clab_cfg
 from clab_d2.data import build_vid_test_loader, register_datasets_from_config
 from clab_d2.data.clip_augmentation import OpenCVResizeTransform
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.video import VideoDetector, VideoSource
+from clab_d2.video import FrameResult, VideoDetector, VideoSource
+from clab_d2.video.detector import Mode
 
 
-class NotingModel(nn.Module):
-    """Detects one box a frame, whose score tells the mean of all frames aggregated over.
-
-    It keeps its own memory as the contract says, so a frame that never came is a KeyError.
-    """
-
-    needs_references = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[list[dict[str, Any]]] = []
-        self.memory: dict[int, torch.Tensor | None] = {}
-
-    def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        assert not torch.is_grad_enabled() and not self.training
-        self.batches.append(clips)
-        return [{"instances": self.detect(clip)} for clip in clips]
-
-    def detect(self, clip: dict[str, Any]) -> Instances:
-        if clip["frame_id"] == 0:
-            self.memory = {}
-        self.memory |= clip["images"]
-        key = self.memory[clip["frame_id"]]
-        used = [key, *(self.memory[frame_id] for frame_id in clip["reference_frame_ids"])]
-        self.memory = {i: self.memory[i] for i in clip["kept_frame_ids"]}
-        size = (clip["height"], clip["width"])
-        count = 0 if key is None else 1
-        values = [image.float().mean() for image in used if image is not None]
-        return Instances(
-            size,
-            pred_boxes=Boxes(torch.tensor([[0.0, 0, size[1], size[0]]] * count)),
-            scores=torch.stack(values).mean().expand(count) if values else torch.zeros(0),
-            pred_classes=torch.zeros(count, dtype=torch.long),
-        )
-
-    @property
-    def clips(self) -> list[dict[str, Any]]:
-        return [clip for batch in self.batches for clip in batch]
-
-
-def make_cfg(sampling: str = "adaptive", num: int = 4, stride: int = 1, **more: Any) -> CfgNode:
-    cfg = get_clab_cfg()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    cfg.TEST.REFERENCES.SAMPLING = sampling
-    cfg.TEST.REFERENCES.NUM = num
-    cfg.TEST.REFERENCES.STRIDE = stride
-    cfg.merge_from_list([part for item in more.items() for part in item])
-    return cfg
-
-
-def run(
-    cfg: CfgNode, source: Any, online: bool = False
-) -> tuple[NotingModel, list[tuple[np.ndarray, Instances]]]:
+def run(cfg: CfgNode, source: Any, mode: Mode = "offline") -> tuple[NotingModel, list[FrameResult]]:
     model = NotingModel()
-    return model, list(VideoDetector(cfg, model).detect(source, online))
+    return model, list(VideoDetector(cfg, model).detect(source, mode))
 
 
 def test_frames_come_in_order_with_their_detections() -> None:
     frames = [grey(n) for n in range(7)]
     _, results = run(make_cfg(), frames)
-    assert [int(frame[0, 0, 0]) for frame, _ in results] == list(range(7))
-    for _, instances in results:
+    assert [int(r.image[0, 0, 0]) for r in results] == list(range(7))
+    for instances in (r.instances for r in results):
         assert instances.image_size == (24, 32)
         assert instances.pred_boxes.tensor.tolist() == [[0, 0, 32, 24]]
 
@@ -108,8 +54,9 @@ def test_adaptive_references_are_read_once_and_first() -> None:
 
 
 def test_a_stream_uses_past_frames_only() -> None:
-    for source, online in ((iter([grey(n) for n in range(6)]), False), ([grey(0)] * 6, True)):
-        model, results = run(make_cfg("adaptive", 3), source, online)
+    stream = iter([grey(n) for n in range(6)])
+    for source, mode in ((stream, "offline"), ([grey(0)] * 6, "online")):
+        model, results = run(make_cfg("adaptive", 3), source, mode)
         assert len(results) == 6
         for key, clip in enumerate(model.clips):
             assert clip["reference_frame_ids"] == [max(key - k, 0) for k in (3, 2, 1, 0)]
@@ -127,8 +74,7 @@ def test_a_stream_is_detected_frame_by_frame_as_it_comes() -> None:
     cfg = make_cfg("fixed", 4, **{"TEST.KEY_FRAMES_PER_BATCH": 4})
     results = VideoDetector(cfg, NotingModel()).detect(camera())
     for number in range(50):
-        frame, _ = next(results)
-        assert int(frame[0, 0, 0]) == number
+        assert int(next(results).image[0, 0, 0]) == number
         assert given_out[-1] == number
 
 
@@ -148,7 +94,7 @@ def test_a_slow_model_gets_the_newest_frame_of_a_camera(monkeypatch: pytest.Monk
             return super().forward(clips)
 
     results = list(VideoDetector(make_cfg(num=2), SlowModel()).detect("2"))
-    assert [int(frame[0, 0, 2]) for frame, _ in results] == numbers
+    assert [int(r.image[0, 0, 2]) for r in results] == numbers
     assert numbers == sorted(set(numbers)) and numbers[-1] == 200
     assert len(numbers) <= 9, "frames in between were dropped"
     # What the camera had given when the model was done, but for the one just being taken in.
@@ -231,7 +177,7 @@ def test_the_next_frames_are_read_while_the_model_has_the_current_ones(batch_siz
             return super().forward(clips)
 
     results = list(VideoDetector(cfg, WaitingModel()).detect(source))
-    assert [int(frame[0, 0, 0]) for frame, _ in results] == list(range(20))
+    assert [int(r.image[0, 0, 0]) for r in results] == list(range(20))
     assert not package_threads()
 
 
@@ -268,10 +214,9 @@ def test_what_goes_wrong_in_reading_is_raised_at_its_frame() -> None:
 
     shown = []
     with pytest.raises(PermissionError, match="the disk is gone"):
-        for frame, _ in VideoDetector(make_cfg("causal", 2), NotingModel()).detect(
-            FailingSource(9)
-        ):
-            shown.append(int(frame[0, 0, 0]))
+        detector = VideoDetector(make_cfg("causal", 2), NotingModel())
+        for result in detector.detect(FailingSource(9)):
+            shown.append(int(result.image[0, 0, 0]))
     assert shown == [0, 1, 2, 3]
     assert not package_threads()
 
@@ -304,15 +249,15 @@ def test_damaged_frames_keep_their_place(sampling: str, caplog) -> None:
     assert detector.unreadable_frames == [0, 3, 4]
     assert "3 of 9 frames are damaged" in caplog.text
     assert len(results) == 9
-    shown = [int(frame[0, 0, 0]) for frame, _ in results]
+    shown = [int(r.image[0, 0, 0]) for r in results]
     assert shown == [0, 1, 2, 2, 2, 5, 6, 7, 8]  # black, then the last good one
-    assert [len(instances) for _, instances in results] == [0, 1, 1, 0, 0, 1, 1, 1, 1]
+    assert [len(r.instances) for r in results] == [0, 1, 1, 0, 0, 1, 1, 1, 1]
 
 
 def test_frames_of_changing_size() -> None:
     frames = [grey(1), grey(2, (30, 20)), grey(3)]
     model, results = run(make_cfg(**{"INPUT.MIN_SIZE_TEST": 12}), frames)
-    assert [instances.image_size for _, instances in results] == [(24, 32), (30, 20), (24, 32)]
+    assert [r.instances.image_size for r in results] == [(24, 32), (30, 20), (24, 32)]
     assert model.clips[0]["images"][1].shape == (3, 18, 12)
 
 
@@ -321,17 +266,17 @@ def test_channel_order_follows_the_config() -> None:
     for order, expected in (("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])):
         model, results = run(make_cfg(**{"INPUT.FORMAT": order}), [frame])
         assert model.clips[0]["images"][0][:, 0, 0].tolist() == expected
-        assert results[0][0][0, 0].tolist() == [1, 2, 3]  # what is given out is RGB
+        assert results[0].image[0, 0].tolist() == [1, 2, 3]  # what is given out is RGB
 
 
 def test_a_single_frame_model_reads_no_references() -> None:
     cfg = make_cfg()
     source = CountingSource(5)
-    for online in (False, True):
+    for mode in get_args(Mode):
         source.reads.clear()
         model = NotingModel()
         model.needs_references = False
-        list(VideoDetector(cfg, model).detect(source, online))
+        list(VideoDetector(cfg, model).detect(source, mode))
         assert source.reads == list(range(5))
         assert all(clip["reference_frame_ids"] == [] for clip in model.clips)
 
