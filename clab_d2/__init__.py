@@ -20,14 +20,26 @@ from clab_d2 import data, modeling  # noqa: E402, F401  (registers datasets and 
 from clab_d2.config import add_clab_config, extend_config, get_clab_cfg  # noqa: E402
 
 if TYPE_CHECKING:
+    from clab_d2 import model_zoo
     from clab_d2.video.detector import VideoDetector
     from clab_d2.video.result import FrameResult
 
-__all__ = ["FrameResult", "VideoDetector", "add_clab_config", "extend_config", "get_clab_cfg"]
+__all__ = [
+    "FrameResult",
+    "VideoDetector",
+    "add_clab_config",
+    "extend_config",
+    "get_clab_cfg",
+    "model_zoo",
+]
 __version__ = "0.1.0"
 
 # Looked up at first use, so that a training does not import what only detection in videos needs.
-_LAZY = {"FrameResult": "clab_d2.video.result", "VideoDetector": "clab_d2.video.detector"}
+_LAZY = {
+    "FrameResult": "clab_d2.video.result",
+    "VideoDetector": "clab_d2.video.detector",
+    "model_zoo": "clab_d2.model_zoo",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +47,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
