@@ -25,7 +25,7 @@ from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one
 from clab_d2.errors import DataError
 from clab_d2.evaluation import Detections, GroundTruth, compute_metrics
 from clab_d2.video import VideoDetector, open_video, open_writer
-from clab_d2.visualization import readable_scale, write_caption
+from clab_d2.visualization import draw_detections, readable_scale, write_caption
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_VID = Path("datasets/mini_vid")
@@ -102,8 +102,9 @@ def draw_validation_videos(weights: Path, output: Path) -> None:
     with open_writer(ROOT / output, fps=8) as writer:
         for video in tqdm(chosen, desc="drawing validation videos", unit="video"):
             with open_video(ROOT / MINI_VID / "Data" / "VID" / video["name"]) as source:
-                for result in detector.detect(source):
-                    drawn = result.draw(scale=readable_scale(*result.image.shape[:2]))
+                for frame, instances in detector.detect(source):
+                    scale = readable_scale(*frame.shape[:2])
+                    drawn = draw_detections(frame, instances, detector.class_names, 0.5, scale)
                     writer.write(write_caption(drawn, video["name"].rsplit("/", 1)[-1]))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from detectron2.structures import Instances
@@ -38,6 +38,10 @@ class FrameResult:
     instances: Instances
     class_names: Sequence[str]
     video: str = "frames"
+
+    def __iter__(self) -> Iterator[Any]:
+        """``frame, instances = result``, which is what programs of earlier versions write."""
+        return iter((self.image, self.instances))
 
     @property
     def track_ids(self) -> list[int | None] | None:

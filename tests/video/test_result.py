@@ -53,6 +53,12 @@ def test_tracks_and_thresholds() -> None:
     assert above.image is result.image
 
 
+def test_unpacks_as_it_did_before() -> None:
+    result = make_result()
+    frame, instances = result
+    assert frame is result.image and instances is result.instances
+
+
 def test_drawing_leaves_the_frame_as_it_is() -> None:
     result = make_result()
     before = result.image.copy()
