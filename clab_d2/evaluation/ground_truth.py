@@ -32,11 +32,13 @@ class GroundTruth:
         image_ids: (I,) the JSON's image ids, rising.
         annotated: (I,) bool; False: the truth about the frame is unknown, so it does not count.
         video_of_image: (I,) the frame's video, an index into ``video_names``.
+        frame_of_image: (I,) int64, the frame's number in its video; -1 where it is not known.
         video_names: of each video; a still image is a video under its own file name.
-        image, box, class_index, area, crowd, motion_iou: of each of the M objects in annotated
-            frames: image index, (M, 4) xywh in pixels, class index, square pixels, bool, and
-            overlap with itself in nearby frames, from 0 to 1; NaN where nothing tells which boxes
-            of other frames are the same object's.
+        image, box, class_index, area, crowd, motion_iou, identity: of each of the M objects in
+            annotated frames: image index, (M, 4) xywh in pixels, class index, square pixels, bool,
+            overlap with itself in nearby frames, from 0 to 1 (NaN where nothing tells which boxes
+            of other frames are the same object's), and which object of its video it is, int64 (-1
+            where it is not known).
     """
 
     source: str
@@ -45,6 +47,7 @@ class GroundTruth:
     image_ids: np.ndarray
     annotated: np.ndarray
     video_of_image: np.ndarray
+    frame_of_image: np.ndarray
     video_names: list[str]
     image: np.ndarray
     box: np.ndarray
@@ -52,6 +55,7 @@ class GroundTruth:
     area: np.ndarray
     crowd: np.ndarray
     motion_iou: np.ndarray
+    identity: np.ndarray
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GroundTruth:
@@ -130,7 +134,9 @@ class GroundTruth:
         if not (np.isfinite(box).all() and (box[:, 2:] >= 0).all()):
             raise ValueError("a bbox is not finite, or has a negative size")
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
-        motion_iou = _motion_iou(annotations, image, box, images, video_of_image)
+        identity = integer_array([_identity(annotation) for annotation in annotations])
+        frame_of_image = integer_array([_frame_id(record) for record in images])
+        motion_iou = _motion_iou(annotations, image, box, identity, frame_of_image, video_of_image)
         unknown = int((np.isnan(motion_iou) & ~crowd).sum())
         if unknown:
             logger.warning(
@@ -147,6 +153,7 @@ class GroundTruth:
             image_ids=image_ids,
             annotated=annotated,
             video_of_image=video_of_image,
+            frame_of_image=frame_of_image,
             video_names=video_names,
             image=image,
             box=box,
@@ -154,6 +161,7 @@ class GroundTruth:
             area=_given_or(annotations, "area", box[:, 2] * box[:, 3]),
             crowd=crowd,
             motion_iou=motion_iou,
+            identity=identity,
         )
 
     def only_classes(self, names: Sequence[str]) -> GroundTruth:
@@ -186,6 +194,7 @@ class GroundTruth:
             area=self.area[of_object],
             crowd=self.crowd[of_object],
             motion_iou=self.motion_iou[of_object],
+            identity=self.identity[of_object],
         )
 
 
@@ -210,26 +219,18 @@ def _motion_iou(
     annotations: Sequence[Json],
     image: np.ndarray,
     box: np.ndarray,
-    images: Sequence[Json],
+    identity: np.ndarray,
+    frame_of_image: np.ndarray,
     video_of_image: np.ndarray,
 ) -> np.ndarray:
     """(M,) each object's own ``motion_iou``, else its track's; NaN where neither is known."""
     from_tracks = np.full(len(annotations), np.nan)
-    identity = [_identity(annotation) for annotation in annotations]
-    frame = [_frame_id(record) for record in images]
     # Without a frame's place in its video, none of its objects can be compared with others.
-    rows = np.array(
-        [
-            row
-            for row, (number, of_image) in enumerate(zip(identity, image.tolist(), strict=True))
-            if number is not None and frame[of_image] is not None
-        ],
-        dtype=np.int64,
-    )
+    rows = np.flatnonzero((identity >= 0) & (frame_of_image[image] >= 0))
     from_tracks[rows] = motion_iou_from_tracks(
         video_of_image[image[rows]],
-        integer_array([identity[row] for row in rows]),
-        integer_array([frame[row] for row in image[rows]]),
+        identity[rows],
+        frame_of_image[image[rows]],
         xywh_to_xyxy(box[rows]),
     )
     motion_iou = _given_or(annotations, "motion_iou", from_tracks)
@@ -238,23 +239,25 @@ def _motion_iou(
     return motion_iou
 
 
-def _identity(annotation: Json) -> int | None:
-    """Which object of its video this is; None where that is not known."""
+def _identity(annotation: Json) -> int:
+    """Which object of its video this is; -1 where that is not known."""
     number = annotation.get("instance_id")
     if number is None:
-        return None
+        return -1
     if type(number) is not int or number > MAX_ID:
         raise ValueError(f"instance_id must be an integer of at most 64 bits, not {number!r}")
     # -1 is how many tools, Detectron2's dicts among them, say that it is unknown.
-    return number if number >= 0 else None
+    return max(number, -1)
 
 
-def _frame_id(image: Json) -> int | None:
-    """The frame's number in its video; 0 for a still, None where it is not known."""
+def _frame_id(image: Json) -> int:
+    """The frame's number in its video; 0 for a still, -1 where it is not known."""
     if image.get("video_id") is None:
         return 0
     number = image.get("frame_id")
-    if number is not None and (type(number) is not int or not 0 <= number <= MAX_ID):
+    if number is None:
+        return -1
+    if type(number) is not int or not 0 <= number <= MAX_ID:
         raise ValueError(f"frame_id must be an integer from 0 on, not {number!r}")
     return number
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from clab_d2.evaluation.boxes import paired_iou
+
 #: Frames on each side that an object's box is compared with.
 WINDOW = 10
 
@@ -42,15 +44,6 @@ def motion_speed(motion_iou: np.ndarray) -> np.ndarray:
     speed[motion_iou > SLOW_ABOVE] = SLOW
     speed[np.isnan(motion_iou)] = UNKNOWN
     return speed
-
-
-def _paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of each of (N, 4) boxes xyxy with the one in the same row; 0 where both are empty."""
-    overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    intersection = np.prod(np.clip(overlap, 0, None), axis=1)
-    areas = [np.prod(np.clip(box[:, 2:] - box[:, :2], 0, None), axis=1) for box in (a, b)]
-    union = areas[0] + areas[1] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def motion_iou_from_tracks(
@@ -98,7 +91,7 @@ def motion_iou_from_tracks(
             break
         # Two boxes of one object in one frame (bad data) say nothing about motion.
         near = near[distance[near] > 0]
-        iou = _paired_iou(box[near], box[near + shift])
+        iou = paired_iou(box[near], box[near + shift])
         total[near] += iou
         total[near + shift] += iou
         neighbours[near] += 1
