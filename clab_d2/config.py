@@ -109,6 +109,19 @@ def _add_data_keys(cfg: CN) -> None:
     # detections. They count for nothing in the metrics.
     cfg.TEST.ALL_FRAMES = False
 
+    # What is done to a video's detections once all are there (docs/evaluation.md); not in streams.
+    # NAME: "" (nothing), "seq_nms" or "smooth_scores".
+    cfg.TEST.POSTPROCESS = CN()
+    cfg.TEST.POSTPROCESS.NAME = ""
+    # Both: detections in neighbouring frames are linked above this IoU.
+    cfg.TEST.POSTPROCESS.LINK_IOU = 0.5
+    # seq_nms: what overlaps a sequence's member by more than SUPPRESS_IOU is dropped; the members
+    # get the "average" or "max" of their scores.
+    cfg.TEST.POSTPROCESS.SUPPRESS_IOU = 0.3
+    cfg.TEST.POSTPROCESS.RESCORING = "average"
+    # smooth_scores: frames that a score is averaged over, its own in the middle; an odd number.
+    cfg.TEST.POSTPROCESS.WINDOW = 5
+
     # Key frames of one video that go through the model together at test.
     cfg.TEST.KEY_FRAMES_PER_BATCH = 1
 

@@ -21,11 +21,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clab_d2.config import get_clab_cfg
+from clab_d2.engine.config_file import merge_options
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.evaluation import Detections, GroundTruth
-from clab_d2.evaluation.comparison import Comparison, measure_run
+from clab_d2.evaluation.comparison import Comparison, Run, measure_run
+from clab_d2.evaluation.detections import load_results
+from clab_d2.evaluation.flicker import measure_flicker
 from clab_d2.evaluation.plots import draw_all
 from clab_d2.io import write_json
+from clab_d2.postprocessing import (
+    POSTPROCESSING_REGISTRY,
+    PostProcessResults,
+    build_postprocessing,
+)
+
+METHODS = POSTPROCESSING_REGISTRY.names()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,6 +74,22 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="M.json",
         help="write the metrics; of several files, those of each run, of each config, and the "
         "worst videos",
+    )
+    parser.add_argument(
+        "--flicker",
+        nargs="?",
+        type=float,
+        const=0.5,
+        metavar="S",
+        help="also measure flicker along the truth's tracks, of detections of at least this score "
+        "(default: %(const)s)",
+    )
+    parser.add_argument(
+        "--postprocess",
+        nargs="+",
+        metavar=("NAME", "KEY=VALUE"),
+        help=f"first post-process the detections of each video: {' or '.join(METHODS)}, with keys "
+        "of TEST.POSTPROCESS such as LINK_IOU=0.5",
     )
     parser.add_argument("--plot", metavar="DIR", help="draw curves and charts into this folder")
     parser.add_argument(
@@ -121,8 +148,56 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return ["/".join(part[start : len(part) - end]) for part in parts]
 
 
+def build_method(postprocess: Sequence[str] | None) -> PostProcessResults | None:
+    """What ``--postprocess`` asks for.
+
+    Raises:
+        ConfigError: the method or a key is unknown, or a value can't be used.
+    """
+    if postprocess is None:
+        return None
+    name, *pairs = postprocess
+    options = ["TEST.POSTPROCESS.NAME", name]
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--postprocess {name} {pair}: write KEY=VALUE, as LINK_IOU=0.5")
+        options += [f"TEST.POSTPROCESS.{key}", value]
+    cfg = get_clab_cfg()
+    merge_options(cfg, options)
+    method = build_postprocessing(cfg)
+    if method is None:
+        raise ConfigError(f"--postprocess: name a method: {', '.join(METHODS)}")
+    return PostProcessResults(method)
+
+
+def measure(
+    args: argparse.Namespace,
+    truth: GroundTruth,
+    method: PostProcessResults | None,
+    label: str,
+    path: str,
+) -> Run:
+    """All figures of one file of predictions."""
+    results = load_results(path)
+    if method is not None:
+        try:
+            results = method(results, truth)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    detections = Detections.from_results(results, truth, path)
+    more = {}
+    if args.flicker is not None:
+        flicker = measure_flicker(truth, detections, args.flicker)
+        more["flicker"] = {"score-threshold": args.flicker, **flicker.as_dict()}
+    return measure_run(truth, detections, label, path, more)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     runs = list_runs(args)
+    if args.flicker is not None and not 0 <= args.flicker <= 1:
+        raise ConfigError(f"--flicker is {args.flicker}; it must be from 0 to 1")
+    method = build_method(args.postprocess)
     truth = GroundTruth.from_file(args.annotations)
     if args.classes:
         check_classes(args.classes, truth)
@@ -132,13 +207,15 @@ def evaluate(args: argparse.Namespace) -> None:
         if len(runs) > 1:
             print(f"[{number}/{len(runs)}] {label}: {path}", file=sys.stderr)
         # One at a time: of each only its figures and curves are kept.
-        measured.append(measure_run(truth, Detections.from_file(path, truth), label, path))
+        measured.append(measure(args, truth, method, label, path))
     comparison = Comparison(truth, measured)
     if len(runs) == 1:
-        parts = [measured[0].metrics.table(), comparison.worst_table(args.worst)]
-        result = measured[0].metrics.as_json()
+        parts = [measured[0].metrics.table(), comparison.more_tables()]
+        parts.append(comparison.worst_table(args.worst))
+        result = measured[0].as_json()
     else:
-        parts = [comparison.overall_table(), comparison.class_table()]
+        parts = [comparison.overall_table(), comparison.more_tables()]
+        parts += [comparison.class_table()]
         parts.append(comparison.worst_table(args.worst))
         result = comparison.as_json(args.worst)
     print("\n\n".join(part for part in parts if part))

@@ -32,6 +32,7 @@ from clab_d2.modeling.backbones.necks import NECKS
 from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
 from clab_d2.modeling.contrastive.schedule import SCHEDULES
 from clab_d2.modeling.optimize import PRECISIONS
+from clab_d2.postprocessing import build_postprocessing
 
 # Networks of Detectron2's that leave no blocks out in training.
 _WITHOUT_DROP_PATH = (
@@ -181,7 +182,7 @@ def _check_backbone(cfg: CfgNode) -> None:
 
 
 def _check_plugs(cfg: CfgNode) -> None:
-    """That what the plugs' keys name is registered."""
+    """That what the plugs' keys name is registered, and its numbers make sense."""
     places = cfg.MODEL.AGGREGATION
     for registry, name in (
         (MAP_AGGREGATION_REGISTRY, places.MAPS),
@@ -195,6 +196,7 @@ def _check_plugs(cfg: CfgNode) -> None:
     if any(places.values()) or cfg.MODEL.CONTRASTIVE.ENABLED:
         for is_train in (True, False):
             build_reference_sampling(cfg, is_train)
+    build_postprocessing(cfg)
     _at_least("TEST.KEY_FRAMES_PER_BATCH", cfg.TEST.KEY_FRAMES_PER_BATCH, 1)
 
 

@@ -58,6 +58,7 @@ from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DataError, DivergenceError
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.modeling import prepare_for_inference
+from clab_d2.postprocessing import PostProcessResults, build_postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return VIDEvaluator(dataset_name, output_dir=output_dir)
+        method = build_postprocessing(cfg)
+        return VIDEvaluator(
+            dataset_name,
+            output_dir=output_dir,
+            postprocess=None if method is None else PostProcessResults(method),
+        )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

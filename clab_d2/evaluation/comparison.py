@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Run:
             at each of ``coco_metric.RECALL_POINTS`` (the best there or beyond), the mean over
             classes.
         video_ap: (V,) AP50 within each video, in percent; NaN for a video without objects.
+        more: further figures that were asked for, by section ("flicker", "tracks") and name.
     """
 
     label: str
@@ -36,6 +37,24 @@ class Run:
     metrics: Metrics
     curves: dict[str, np.ndarray]
     video_ap: np.ndarray
+    more: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """All single figures, as "bbox/AP", "vid/AP50", "flicker/gaps" and the like."""
+        sections = {"bbox": self.metrics.bbox, "vid": self.metrics.vid, **self.more}
+        return {
+            f"{section}/{name}": value
+            for section, figures in sections.items()
+            for name, value in figures.items()
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``metrics.json``, with a section for what else was asked for."""
+        more = {
+            section: {name: _null(value) for name, value in figures.items()}
+            for section, figures in self.more.items()
+        }
+        return {**self.metrics.as_json(), **more}
 
 
 @dataclass(frozen=True)
@@ -92,11 +111,9 @@ class Comparison:
         object.__setattr__(self, "groups", groups)
 
     def spreads(self, label: str) -> dict[str, Spread]:
-        """COCO's and the VID metric's figures of one group, as "bbox/AP" and the like."""
-        runs = self.groups[label]
-        names = [f"bbox/{name}" for name in runs[0].metrics.bbox]
-        names += [f"vid/{name}" for name in runs[0].metrics.vid]
-        return {name: Spread.of([_figures(run.metrics)[name] for run in runs]) for name in names}
+        """All figures of one group, as "bbox/AP" and the like."""
+        figures = [run.figures() for run in self.groups[label]]
+        return {name: Spread.of([each[name] for each in figures]) for name in figures[0]}
 
     def class_spreads(self, label: str, name: str = "AP50") -> dict[str, Spread]:
         """A VID figure of each class, by class name."""
@@ -149,6 +166,17 @@ class Comparison:
             table += "\n± is the sample standard deviation over the runs of a config."
         return table
 
+    def more_tables(self) -> str:
+        """A table for each section of further figures, a line for each group; or nothing."""
+        tables = []
+        for section, figures in self.runs[0].more.items():
+            rows = []
+            for label in self.groups:
+                spreads = self.spreads(label)
+                rows.append([label, *(str(spreads[f"{section}/{name}"]) for name in figures)])
+            tables.append(_table(rows, [section, *figures]))
+        return "\n\n".join(tables)
+
     def class_table(self) -> str:
         """A line for each class, and the difference of two groups."""
         columns = {label: self.class_spreads(label) for label in self.groups}
@@ -179,8 +207,7 @@ class Comparison:
         """Each run's metrics, each group's mean and spread, and the worst videos."""
         return {
             "runs": [
-                {"label": run.label, "predictions": run.path, **run.metrics.as_json()}
-                for run in self.runs
+                {"label": run.label, "predictions": run.path, **run.as_json()} for run in self.runs
             ],
             "groups": {
                 label: {
@@ -200,15 +227,23 @@ class Comparison:
         }
 
 
-def measure_run(truth: GroundTruth, detections: Detections, label: str, path: str) -> Run:
-    """Evaluate one set of detections, with curves and by video."""
+def measure_run(
+    truth: GroundTruth,
+    detections: Detections,
+    label: str,
+    path: str,
+    more: Mapping[str, Mapping[str, float]] | None = None,
+) -> Run:
+    """Evaluate one set of detections, with curves and by video; ``more`` are further figures."""
     precision = vid_precision(truth, detections)
     curves = {
         name: mean_curve([curve for curve in precision.curves(subset) if curve is not None])
         for name, subset in VID_NAMES.items()
     }
     metrics = compute_metrics(truth, detections, precision)
-    return Run(label, path, metrics, curves, video_average_precision(truth, detections, precision))
+    video_ap = video_average_precision(truth, detections, precision)
+    sections = {section: dict(figures) for section, figures in (more or {}).items()}
+    return Run(label, path, metrics, curves, video_ap, sections)
 
 
 def mean_curve(curves: Sequence[Curve]) -> np.ndarray:
@@ -254,13 +289,6 @@ def video_average_precision(
     shown = (~np.isnan(ap)).sum(axis=1)
     total = np.nansum(ap, axis=1)
     return np.divide(100 * total, shown, out=np.full(num_videos, np.nan), where=shown > 0)
-
-
-def _figures(metrics: Metrics) -> dict[str, float]:
-    return {
-        **{f"bbox/{name}": value for name, value in metrics.bbox.items()},
-        **{f"vid/{name}": value for name, value in metrics.vid.items()},
-    }
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ class VIDEvaluator(DatasetEvaluator):
             taken for class numbers.
         output_dir: where the files go; None: nowhere.
         distributed: gather the detections of all processes; else each evaluates its own.
+        postprocess: changes all detections, once they are there, before they are written and
+            measured (see :mod:`clab_d2.postprocessing`); None leaves them as they are. It runs
+            where all frames of all videos are, in the main process, whoever had which.
 
     Raises:
         DataError: the dataset has no annotation file, or it is unusable.
@@ -81,10 +85,12 @@ class VIDEvaluator(DatasetEvaluator):
         dataset_name: str,
         output_dir: str | os.PathLike[str] | None = None,
         distributed: bool = True,
+        postprocess: Callable[[COCOResults, GroundTruth], COCOResults] | None = None,
     ) -> None:
         self._dataset_name = dataset_name
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._distributed = distributed
+        self._postprocess = postprocess
         metadata = MetadataCatalog.get(dataset_name)
         json_file = metadata.get("json_file")
         if not json_file:
@@ -158,6 +164,8 @@ class VIDEvaluator(DatasetEvaluator):
         assert self._truth is not None
         frames = _once_each(frames)
         results = self._results(frames)
+        if self._postprocess is not None:
+            results = self._postprocess(results, self._truth)
         if self._output_dir is not None:
             write_predictions(self._output_dir / "predictions.json", results)
         source = f"the model's output on {self._dataset_name}"

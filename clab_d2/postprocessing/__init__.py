@@ -7,11 +7,13 @@ from clab_d2.postprocessing.base import (
     VideoDetections,
     build_postprocessing,
 )
+from clab_d2.postprocessing.results import PostProcessResults
 from clab_d2.postprocessing.seq_nms import SeqNMS, seq_nms
 from clab_d2.postprocessing.smooth_scores import SmoothScores, smooth_scores
 
 __all__ = [
     "POSTPROCESSING_REGISTRY",
+    "PostProcessResults",
     "PostProcessing",
     "Rescored",
     "SeqNMS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,58 +14,62 @@ from clab_d2.evaluation.ground_truth import GroundTruth
 from clab_d2.postprocessing.base import PostProcessing, VideoDetections
 
 
-def postprocess_results(
-    results: COCOResults, truth: GroundTruth, method: PostProcessing, source: str
-) -> COCOResults:
-    """Process the detections of each video of a dataset.
+@dataclass(frozen=True)
+class PostProcessResults:
+    """Applies a method to the detections of each video of a dataset.
 
     Neighbouring frames are those next to each other among a video's annotated frames and those with
     detections: where every fifth frame is annotated and detected in, five frames on. A still image
     is a video of one frame. Detections that are not finite, or of images that the dataset lacks,
     stay as they are.
 
-    Args:
-        results: N detections.
-        truth: the dataset, for videos and frame numbers.
+    Attributes:
         method: the post-processing.
-        source: of the results, for messages.
-
-    Returns:
-        What is kept, with new scores, in the order given.
-
-    Raises:
-        DataError: a score is negative, or a frame with detections has no ``frame_id``.
     """
-    image = np.searchsorted(truth.image_ids, results.image_id)
-    image = np.minimum(image, max(len(truth.image_ids) - 1, 0))
-    concerned = np.isfinite(results.score) & np.isfinite(results.box).all(axis=1)
-    if len(truth.image_ids):
-        concerned &= truth.image_ids[image] == results.image_id
-    else:
-        concerned[:] = False
-    if results.score[concerned].min(initial=0) < 0:
-        raise DataError(f"{source}: a score is negative; post-processing needs scores from 0 on")
-    rows = np.flatnonzero(concerned)
-    position = _positions(truth, image[rows])[image[rows]]
-    video = truth.video_of_image[image[rows]]
-    by_video = np.argsort(video, kind="stable")
-    cuts = np.flatnonzero(np.diff(video[by_video])) + 1
 
-    kept = ~concerned
-    score = results.score.copy()
-    for part in np.split(by_video, cuts) if len(rows) else ():
-        of_video = rows[part]
-        rescored = method(
-            VideoDetections(
-                frame=position[part],
-                box=xywh_to_xyxy(results.box[of_video]),
-                score=results.score[of_video],
-                class_index=results.category_id[of_video],
+    method: PostProcessing
+
+    def __call__(self, results: COCOResults, truth: GroundTruth) -> COCOResults:
+        """What is kept of N detections, with new scores, in the order given.
+
+        Raises:
+            DataError: a score is negative, or a frame has no ``frame_id``.
+        """
+        video, position, concerned = _places(results, truth)
+        rows = np.flatnonzero(concerned)
+        by_video = rows[np.argsort(video[rows], kind="stable")]
+        cuts = np.flatnonzero(np.diff(video[by_video])) + 1
+        kept = ~concerned
+        score = results.score.copy()
+        for of_video in np.split(by_video, cuts) if len(rows) else ():
+            rescored = self.method(
+                VideoDetections(
+                    frame=position[of_video],
+                    box=xywh_to_xyxy(results.box[of_video]),
+                    score=results.score[of_video],
+                    class_index=results.category_id[of_video],
+                )
             )
+            kept[of_video[rescored.rows]] = True
+            score[of_video[rescored.rows]] = rescored.score
+        return dataclasses.replace(results, score=score).select(kept)
+
+
+def _places(results: COCOResults, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) each detection's video, its frame's position in it, and whether these are known."""
+    count = len(results.score)
+    if len(truth.image_ids) == 0:
+        return np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, bool)
+    image = np.minimum(np.searchsorted(truth.image_ids, results.image_id), len(truth.image_ids) - 1)
+    concerned = truth.image_ids[image] == results.image_id
+    concerned &= np.isfinite(results.score) & np.isfinite(results.box).all(axis=1)
+    if results.score[concerned].min(initial=0) < 0:
+        raise DataError(
+            "a detection's score is negative; post-processing needs scores from 0 on, such as "
+            "probabilities"
         )
-        kept[of_video[rescored.rows]] = True
-        score[of_video[rescored.rows]] = rescored.score
-    return dataclasses.replace(results, score=score).select(kept)
+    position = _positions(truth, image[concerned])
+    return truth.video_of_image[image], position[image], concerned
 
 
 def _positions(truth: GroundTruth, detected: np.ndarray) -> np.ndarray:

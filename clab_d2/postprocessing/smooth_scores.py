@@ -48,9 +48,7 @@ class SmoothScores(PostProcessing):
         return smooth_scores(detections, self.link_iou, self.window)
 
 
-def smooth_scores(
-    detections: VideoDetections, link_iou: float = 0.5, window: int = 5
-) -> Rescored:
+def smooth_scores(detections: VideoDetections, link_iou: float = 0.5, window: int = 5) -> Rescored:
     """Give each detection the mean score of its track within a window around its frame.
 
     A track joins detections of a class in consecutive frames, of which each is the other's most

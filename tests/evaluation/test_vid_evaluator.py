@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -22,6 +23,8 @@ from clab_d2.evaluation import (
     compute_metrics,
     vid_evaluator,
 )
+from clab_d2.evaluation.detections import load_results
+from clab_d2.postprocessing import PostProcessResults, SeqNMS
 
 CATEGORY_IDS = (7, 3, 11)  # in the JSON's order, which is the model's
 
@@ -110,9 +113,9 @@ def dataset(tmp_path):
     return register(f"evaluator_{tmp_path.name}", path), json.loads(path.read_text())
 
 
-def run(dataset, output: Path | None, **kwargs):
+def run(dataset, output: Path | None, postprocess=None, **kwargs):
     name, content = dataset
-    evaluator = VIDEvaluator(name, output, distributed=False)
+    evaluator = VIDEvaluator(name, output, distributed=False, postprocess=postprocess)
     evaluator.reset()
     feed(evaluator, [image["id"] for image in content["images"]], content, **kwargs)
     return evaluator.evaluate()
@@ -146,6 +149,20 @@ def test_the_file_gives_the_same_metrics_to_the_last_digit(dataset, tmp_path):
     truth = GroundTruth.from_file(tmp_path / "truth.json")
     metrics = compute_metrics(truth, Detections.from_file(tmp_path / "predictions.json", truth))
     assert str(metrics.bbox) == str(dict(results["bbox"]))
+    assert metrics.vid == results["vid"]
+
+
+def test_post_processed_in_the_evaluation_and_from_its_file_alike(dataset, tmp_path):
+    method = PostProcessResults(SeqNMS())
+    plain = run(dataset, tmp_path / "plain")
+    results = run(dataset, tmp_path / "processed", method)
+    assert results != plain
+    truth = GroundTruth.from_file(tmp_path / "truth.json")
+    processed = method(load_results(tmp_path / "plain" / "predictions.json"), truth)
+    written = load_results(tmp_path / "processed" / "predictions.json")
+    for field in dataclasses.fields(written):
+        assert (getattr(written, field.name) == getattr(processed, field.name)).all()
+    metrics = compute_metrics(truth, Detections.from_results(processed, truth, "file"))
     assert metrics.vid == results["vid"]
 
 
@@ -336,11 +353,16 @@ def test_an_interrupted_evaluation_leaves_the_old_files(dataset, tmp_path, monke
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
 
 
+#: Splits whose detections are post-processed: also where a video's frames are on two processes.
+PROCESSED = ("frames in turns, processed", "some frames twice, processed")
+
+
 def _worker(name: str, truth: str, splits: dict[str, list[list[int]]], output: str) -> None:
     register(name, Path(truth))
     content = json.loads(Path(truth).read_text())
     for split, shares in splits.items():
-        evaluator = VIDEvaluator(name, Path(output) / split)
+        method = PostProcessResults(SeqNMS()) if split in PROCESSED else None
+        evaluator = VIDEvaluator(name, Path(output) / split, postprocess=method)
         evaluator.reset()
         feed(evaluator, shares[comm.get_rank()], content, unreadable=(3,))
         results = evaluator.evaluate()
@@ -356,9 +378,15 @@ def test_two_processes_equal_one_to_the_last_digit(dataset, tmp_path):
         "the main process has nothing": [[], ids],
         "other videos, very different": [ids[26:], ids[:26]],
         "some frames twice": [ids[:40], ids[32:]],
+        "frames in turns, processed": [ids[::2], ids[1::2]],
+        "some frames twice, processed": [ids[:40], ids[32:]],
     }
-    single, output = tmp_path / "single", tmp_path / "two"
-    expected = run(dataset, single, unreadable=(3,))
+    output = tmp_path / "two"
+    folders = {False: tmp_path / "single", True: tmp_path / "single_processed"}
+    expected = {
+        False: run(dataset, folders[False], unreadable=(3,)),
+        True: run(dataset, folders[True], PostProcessResults(SeqNMS()), unreadable=(3,)),
+    }
     output.mkdir()
     # All splits in one start of the processes, which is what takes the time.
     launch(
@@ -366,7 +394,8 @@ def test_two_processes_equal_one_to_the_last_digit(dataset, tmp_path):
     )
     for split in splits:
         results = [pickle.loads((output / f"{split}_{rank}.pkl").read_bytes()) for rank in (0, 1)]
-        assert str(results[0]) == str(expected), split
+        single = folders[split in PROCESSED]
+        assert str(results[0]) == str(expected[split in PROCESSED]), split
         assert results[1] == {}
         for file in ("predictions.json", "metrics.json"):
             assert (output / split / file).read_bytes() == (single / file).read_bytes(), split

@@ -64,5 +64,7 @@ def test_a_dip_is_filled_and_a_track_s_end_is_its_own() -> None:
 
 @pytest.mark.parametrize("window", [0, -3, 4])
 def test_a_window_is_odd(window) -> None:
-    with pytest.raises(ConfigError, match=f"TEST.POSTPROCESS.WINDOW is {window}; it must be an odd"):
+    with pytest.raises(
+        ConfigError, match=f"TEST.POSTPROCESS.WINDOW is {window}; it must be an odd"
+    ):
         SmoothScores(window=window)

@@ -120,6 +120,10 @@ def test_labels(data, capsys):
         (["--group", "x"], "write NAME=PATTERN"),
         (["--group", "x=nowhere/*.json"], "no file matches nowhere"),
         (["--predictions", "nowhere.json"], "nowhere.json: no such file"),
+        (["--predictions", "x.json", "--postprocess", "nms"], "'nms' is not registered; choose"),
+        (["--predictions", "x.json", "--postprocess", "seq_nms", "x"], "x: write KEY=VALUE"),
+        (["--predictions", "x.json", "--postprocess", "seq_nms", "WINDOWS=3"], "WINDOWS"),
+        (["--predictions", "x.json", "--flicker", "7"], "--flicker is 7.0; it must be from 0 to 1"),
     ],
 )
 def test_wrong_options(data, capsys, options, message):
@@ -143,6 +147,30 @@ def test_wrong_options(data, capsys, options, message):
 )
 def test_short_names(paths, names):
     assert tool.short_names(paths) == names
+
+
+def test_flicker_and_postprocessing(data, tmp_path, capsys):
+    arguments = ["--annotations", str(data / "truth.json")]
+    arguments += ["--predictions", str(data / "predictions.json"), "--flicker", "0.3"]
+    results = {}
+    for name, more in (("plain", []), ("processed", ["--postprocess", "seq_nms", "LINK_IOU=0.4"])):
+        assert tool.main([*arguments, *more, "--output", str(tmp_path / name)]) == 0
+        results[name] = json.loads((tmp_path / name).read_text())
+        assert "| flicker " in capsys.readouterr().out
+    plain, processed = results["plain"], results["processed"]
+    assert list(plain) == ["bbox", "vid", "flicker"]
+    names = ["score-threshold", "found", "class-changes", "gaps", "jitter"]
+    assert list(plain["flicker"]) == names and plain["flicker"]["score-threshold"] == 0.3
+    assert processed["flicker"]["class-changes"] < plain["flicker"]["class-changes"]
+    assert processed["vid"] != plain["vid"]
+
+    arguments[3:4] = [str(data / name / "predictions.json") for name in ("good_s0", "good_s1")]
+    labels = ["--labels", "good", "good", "--output", str(tmp_path / "two")]
+    assert tool.main([*arguments, *labels]) == 0
+    group = json.loads((tmp_path / "two").read_text())["groups"]["good"]
+    assert group["flicker"]["gaps"]["count"] == 2
+    table = capsys.readouterr().out.split("| flicker ")[1].split("\n\n")[0]
+    assert table.count("±") >= 4
 
 
 def test_only_some_classes(data, tmp_path, capsys):
