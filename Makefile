@@ -15,7 +15,7 @@ UNFINISHED := $(VENV)/.unfinished
 PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -qq $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo demo-clip bench lint clean
+.PHONY: help venv test demo demo-clip bench docs lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/make \1 \t\2/' | expand -t 20
@@ -37,6 +37,11 @@ demo-clip: venv ## detect in a real clip
 
 bench: venv ## measure speed and memory
 	$(RUN) tools/benchmark.py
+
+docs: venv ## build the documentation site into output/site
+	@$(PIP_INSTALL) -c constraints.txt -r docs/requirements.txt
+	$(RUN) -m sphinx -W --keep-going -q -c docs/site . output/site
+	@echo "built: output/site/docs/index.html"
 
 lint: venv ## check the style
 	$(RUN) -m ruff check .

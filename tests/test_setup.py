@@ -51,13 +51,16 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def bounds(declared: dict[str, list[str]]) -> dict[str, SpecifierSet]:
-    """Package -> versions that setup.py allows, for users (the extra ``dev`` left out)."""
-    requirements = [Requirement(text) for text in declared["Requires-Dist"]]
+    """Package -> versions that setup.py allows, for users (``dev`` and ``docs`` left out)."""
     return {
         canonicalize_name(requirement.name): requirement.specifier
-        for requirement in requirements
-        if requirement.marker is None or not requirement.marker.evaluate({"extra": "dev"})
+        for requirement in map(Requirement, declared["Requires-Dist"])
+        if not (is_of_extra(requirement, "dev") or is_of_extra(requirement, "docs"))
     }
+
+
+def is_of_extra(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
 
 
 def lowest(specifier: SpecifierSet) -> str:
@@ -66,11 +69,11 @@ def lowest(specifier: SpecifierSet) -> str:
     return version
 
 
-def pinned(python: str) -> dict[str, str]:
-    """Package -> exact version that constraints.txt names for that Python on Linux."""
+def pinned(python: str, file: str = "constraints.txt") -> dict[str, str]:
+    """Package -> exact version that a file names for that Python on Linux."""
     found: dict[str, str] = {}
     environment = {"python_version": python, "python_full_version": f"{python}.0"}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
         requirement = Requirement(line)
@@ -104,12 +107,14 @@ def test_every_subpackage_is_installed(declared: dict[str, list[str]]) -> None:
 def test_constraints_hold_a_version_in_range_of_all_that_is_required(
     declared: dict[str, list[str]], python: str
 ) -> None:
-    versions = pinned(python)
+    versions, of_site = pinned(python), pinned(python, "docs/requirements.txt")
+    assert not set(versions) & set(of_site)  # both are installed together
     for text in declared["Requires-Dist"]:
         requirement = Requirement(text)  # those of the extra `dev` included
         name = canonicalize_name(requirement.name)
-        assert name in versions, f"constraints.txt lacks {name}"
-        assert versions[name] in requirement.specifier, f"{name}: {versions[name]}"
+        exact = of_site if is_of_extra(requirement, "docs") else versions
+        assert name in exact, f"constraints.txt (or docs/requirements.txt) lacks {name}"
+        assert exact[name] in requirement.specifier, f"{name}: {exact[name]}"
 
 
 def third_party_imports(folder: Path) -> dict[str, Path]:
@@ -134,9 +139,15 @@ def third_party_imports(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("folder", ["clab_d2", "clab_d2_cli", "tools", "datasets", "docs"])
-def test_what_is_imported_is_declared(folder: str, bounds: dict[str, SpecifierSet]) -> None:
+def test_what_is_imported_is_declared(
+    folder: str, bounds: dict[str, SpecifierSet], declared: dict[str, list[str]]
+) -> None:
     # Detectron2 is not on the package index; triton comes with torch, which pins it.
     elsewhere = {"detectron2", "triton"}
+    if folder == "docs":
+        of_site = [one for one in map(Requirement, declared["Requires-Dist"])
+                   if is_of_extra(one, "docs")]  # fmt: skip
+        elsewhere |= {canonicalize_name(one.name).replace("-", "_") for one in of_site}
     imports = third_party_imports(ROOT / folder)
     assert imports
     packages = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "PyYAML"}
@@ -284,4 +295,4 @@ def test_make_lists_its_targets() -> None:
         ["make"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     listed = re.findall(r"^make (\S+)", done.stdout, flags=re.MULTILINE)
-    assert listed == ["help", "venv", "test", "demo", "demo-clip", "bench", "lint", "clean"]
+    assert listed == ["help", "venv", "test", "demo", "demo-clip", "bench", "docs", "lint", "clean"]

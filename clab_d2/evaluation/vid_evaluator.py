@@ -150,9 +150,9 @@ class VIDEvaluator(DatasetEvaluator):
         """Measure, write the files and log the table.
 
         Returns:
-            In the main process, ``{"bbox": {"AP", "AP50", ...}, "vid": {"AP50", "AP50-slow",
-            "AP50-medium", "AP50-fast"}}`` in percent, NaN where there is nothing to be found; in
-            all others an empty dict.
+            Figures in percent, NaN where there is nothing to be found. ``bbox`` has AP, AP50 and
+            the others of COCO; ``vid`` has AP50, AP50-slow, AP50-medium and AP50-fast. Empty in
+            all processes but the main one.
         """
         frames = self._frames
         if self._distributed:
