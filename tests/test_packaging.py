@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 import clab_d2
 from clab_d2_cli.commands import find_commands
@@ -170,3 +172,11 @@ def test_evaluate_with_the_installed_package(installed: Installed) -> None:
     assert 45 < metrics["bbox"]["AP50"] < 55  # one of two
     lost = installed.clab_d2("evaluate", "--annotations", "none.json", "--predictions", "x.json")
     assert lost.returncode == 2 and lost.stderr.startswith("error: none.json")
+
+
+def test_citation_and_changelog_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == clab_d2.__version__
+    assert citation["license"] == "Apache-2.0"
+    headings = re.findall(r"^## (\S+?),", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert headings[0] == clab_d2.__version__

@@ -108,7 +108,8 @@ def test_constraints_hold_a_version_in_range_of_all_that_is_required(
     declared: dict[str, list[str]], python: str
 ) -> None:
     versions, of_site = pinned(python), pinned(python, "docs/requirements.txt")
-    assert not set(versions) & set(of_site)  # both are installed together
+    both = set(versions) & set(of_site)  # installed together
+    assert {name: versions[name] for name in both} == {name: of_site[name] for name in both}
     for text in declared["Requires-Dist"]:
         requirement = Requirement(text)  # those of the extra `dev` included
         name = canonicalize_name(requirement.name)
