@@ -7,10 +7,11 @@ modules of their own, ``numba_loops``, imported only where Numba is (``pip insta
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, TypeVar
@@ -58,9 +59,25 @@ def load_loops(name: str) -> ModuleType | None:
         return None
 
 
+_turned_off = False
+
+
+@contextlib.contextmanager
+def without_loops() -> Iterator[None]:
+    """Leave all to PyTorch's operators in this block, in all threads, as where Numba isn't."""
+    global _turned_off
+    before, _turned_off = _turned_off, True
+    try:
+        yield
+    finally:
+        _turned_off = before
+
+
 def are_fit(*tensors: Tensor) -> bool:
     """Whether loops can take these: on a CPU, of single precision or less (they compute in single
     precision)."""
+    if _turned_off:
+        return False
     return all(t.device.type == "cpu" and t.dtype in _PRECISIONS for t in tensors)
 
 

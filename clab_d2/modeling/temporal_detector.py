@@ -228,7 +228,7 @@ class TemporalDetector(nn.Module, ABC):
             groups.setdefault((height, width), []).append(index)
         yield from groups.values()
 
-    def _aggregate_maps(self, key: FrameFeatures, references: References) -> FrameFeatures:
+    def aggregate_maps(self, key: FrameFeatures, references: References) -> FrameFeatures:
         """The key frame with maps that take in its references'; itself without such a method."""
         part = self.map_aggregation
         if part is None:
@@ -254,7 +254,7 @@ class TemporalDetector(nn.Module, ABC):
         else:
             references = [References([], []) for _ in clips]
         keys = [
-            self._aggregate_maps(frames[index], reference)
+            self.aggregate_maps(frames[index], reference)
             for index, reference in zip(batch.keys, references, strict=True)
         ]
         targets = [clip["instances"][clip["frame_id"]].to(self.device) for clip in clips]
@@ -345,7 +345,7 @@ class TemporalDetector(nn.Module, ABC):
             references = self.memory.references(clip["reference_frame_ids"])
             if not references.frames and clip["reference_frame_ids"]:  # all of them unreadable
                 references = self.memory.references([clip["frame_id"]])
-            instances = self.detect(self._aggregate_maps(frame, references), references)
+            instances = self.detect(self.aggregate_maps(frame, references), references)
             if postprocess:
                 instances = detector_postprocess(instances, clip["height"], clip["width"])
             results.append({"instances": instances})

@@ -117,7 +117,7 @@ class RAFTFlow(nn.Module):
             if self.channel_order == "BGR":
                 pixels = pixels.flip(1)
             # RAFT takes colours from -1 to 1.
-            pixels = _resized(pixels / 127.5 - 1, self.size_for(*images.shape[-2:]))
+            pixels = _resized(pixels / 127.5 - 1, self.size_for(*map(int, images.shape[-2:])))
             return self.raft.feature_encoder(pixels), self.raft.context_encoder(pixels)
 
     @property

@@ -8,6 +8,7 @@ contributes (keys and values of every layer) can be computed once a frame and ke
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -75,6 +76,25 @@ class SELSA(BoxAggregation):
         return KeyValue(
             self._split_heads(self.key(features)), self._split_heads(self.value(features))
         )
+
+    def attention_weights(
+        self, features: Tensor, references: KeyValue, counts: Tensor | None = None
+    ) -> Tensor:
+        """How much of each reference RoI's value :meth:`forward` takes, to look at.
+
+        ``forward`` itself never has these: they stay inside PyTorch's attention.
+
+        Args: as :meth:`forward`.
+
+        Returns:
+            (heads, R, M); each row sums to 1.
+        """
+        keys, _ = references
+        query = self._split_heads(self.query(features))
+        logits = query @ keys.transpose(1, 2) / math.sqrt(query.shape[-1])
+        if counts is not None:
+            logits = logits + counts.log().to(logits.dtype)
+        return logits.softmax(dim=-1)
 
     def forward(
         self, features: Tensor, references: KeyValue, counts: Tensor | None = None

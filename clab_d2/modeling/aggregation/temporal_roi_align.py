@@ -166,17 +166,7 @@ class TemporalRoIAlign(RoIAggregation):
             counts: how often each map counts.
         """
         num_rois, channels, size, _ = roi_features.shape
-        # Half precision is too narrow and too coarse for cosines, logits and sums over frames.
-        precise = torch.promote_types(roi_features.dtype, torch.float32)
-        bins = bins.to(precise)
-        gathered = torch.stack(
-            [
-                weighted_rows(
-                    rows, found.positions, cosines_at(bins, rows, found.positions).softmax(dim=1)
-                )
-                for rows, found in zip(references, similar, strict=True)
-            ]
-        )
+        gathered = self.gather(bins, references, similar)
         gathered = gathered.view(-1, num_rois, size, size, channels).permute(0, 1, 4, 2, 3)
         if self.embed is None:
             shares = gathered.new_tensor(counts) / (1 + sum(counts))
@@ -184,12 +174,55 @@ class TemporalRoIAlign(RoIAggregation):
                 "trcyx,t->rcyx", gathered, shares
             )
         frames = torch.cat([roi_features[None], gathered])
+        weights = self.frame_weights(frames, counts).to(frames.dtype)
         shape = (len(frames), num_rois, self.num_heads, -1, size, size)
+        return (frames.view(shape) * weights[:, :, :, None]).sum(dim=0).flatten(1, 2)
+
+    def gather(
+        self, bins: Tensor, references: Sequence[Tensor], similar: Sequence[MostSimilar]
+    ) -> Tensor:
+        """What each bin gathers from each reference map: its most similar positions' features,
+        weighted by a softmax over their cosines.
+
+        Args:
+            bins: (N, C).
+            references: T maps, (P_t, C).
+            similar: most similar positions, for each map.
+
+        Returns:
+            (T, N, C).
+        """
+        # Half precision is too narrow and too coarse for cosines, logits and sums over frames.
+        precise = torch.promote_types(bins.dtype, torch.float32)
+        bins = bins.to(precise)
+        return torch.stack(
+            [
+                weighted_rows(
+                    rows, found.positions, cosines_at(bins, rows, found.positions).softmax(dim=1)
+                )
+                for rows, found in zip(references, similar, strict=True)
+            ]
+        )
+
+    def frame_weights(self, frames: Tensor, counts: Sequence[int]) -> Tensor:
+        """The attention over frames, for each bin and head; without heads, their plain shares.
+
+        Args:
+            frames: (1 + T, R, C, S, S) own RoI features, then what was gathered of each reference.
+            counts: how often each reference counts.
+
+        Returns:
+            (1 + T, R, heads or 1, S, S), in single precision at least; they sum to 1 over frames.
+        """
+        count, num_rois, channels, size, _ = frames.shape
+        precise = torch.promote_types(frames.dtype, torch.float32)
+        logs = frames.new_tensor([0.0] + [math.log(count) for count in counts], dtype=precise)
+        if self.embed is None:
+            return logs.view(-1, 1, 1, 1, 1).softmax(dim=0).expand(-1, num_rois, 1, size, size)
+        shape = (count, num_rois, self.num_heads, -1, size, size)
         embeddings = self.embed(frames.flatten(0, 1)).view(shape).to(precise)
         logits = (embeddings * embeddings[:1]).sum(dim=3) / math.sqrt(channels / self.num_heads)
-        logs = logits.new_tensor([0.0] + [math.log(count) for count in counts])
-        weights = (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0).to(frames.dtype)
-        return (frames.view(shape) * weights[:, :, :, None]).sum(dim=0).flatten(1, 2)
+        return (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0)
 
     def aggregate(
         self,
