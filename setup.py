@@ -101,6 +101,8 @@ setup(
     extras_require={
         # Drawing detections, results for supervision's other tools, and the cuts of films.
         "video": ["supervision>=0.31.2", "scenedetect>=0.7.2"],
+        # Tracks in videos, and HOTA, MOTA and IDF1 of them.
+        "track": ["trackers>=2.6.1", "trackeval>=1.3.0"],
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
         "fast": ["numba>=0.60"],
         # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.

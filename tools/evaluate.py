@@ -29,6 +29,7 @@ from clab_d2.evaluation.comparison import Comparison, Run, measure_run
 from clab_d2.evaluation.detections import load_results
 from clab_d2.evaluation.flicker import measure_flicker
 from clab_d2.evaluation.plots import draw_all
+from clab_d2.evaluation.track_metric import measure_tracks
 from clab_d2.io import write_json
 from clab_d2.postprocessing import (
     POSTPROCESSING_REGISTRY,
@@ -83,6 +84,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="also measure flicker along the truth's tracks, of detections of at least this score "
         "(default: %(const)s)",
+    )
+    parser.add_argument(
+        "--tracks",
+        action="store_true",
+        help="also measure HOTA, MOTA and IDF1 of the track_id that the predictions have",
     )
     parser.add_argument(
         "--postprocess",
@@ -190,6 +196,8 @@ def measure(
     if args.flicker is not None:
         flicker = measure_flicker(truth, detections, args.flicker)
         more["flicker"] = {"score-threshold": args.flicker, **flicker.as_dict()}
+    if args.tracks:
+        more["tracks"] = measure_tracks(truth, detections, path)
     return measure_run(truth, detections, label, path, more)
 
 

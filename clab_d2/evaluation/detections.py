@@ -35,12 +35,18 @@ class COCOResults:
         image_id, category_id: (N,) int64.
         box: (N, 4) float64, xywh in pixels.
         score: (N,) float64.
+        track_id: (N,) int64, which track of its video it is in, -1 for none (where an entry has no
+            ``track_id``, or a negative one). By default there are none.
     """
 
     image_id: np.ndarray
     category_id: np.ndarray
     box: np.ndarray
     score: np.ndarray
+    track_id: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _no_tracks_by_default(self)
 
     @classmethod
     def join(cls, parts: Sequence[COCOResults]) -> COCOResults:
@@ -73,8 +79,9 @@ class COCOResults:
                 integer_array([record["category_id"] for record in records]),
                 box_array([record["bbox"] for record in records]),
                 number_array([record["score"] for record in records]),
+                np.maximum(integer_array([record.get("track_id", -1) for record in records]), -1),
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             for index, record in enumerate(records, start=first_entry):
                 _check_record(record, index, source)
             raise DataError(f"{source}: {error}") from error
@@ -88,12 +95,17 @@ class Detections:
         image, class_index: (N,) indices into the ground truth's images and classes.
         box: (N, 4) float64, xywh in pixels.
         score: (N,) float64.
+        track_id: (N,) int64, -1 for none; by default there are none.
     """
 
     image: np.ndarray
     class_index: np.ndarray
     box: np.ndarray
     score: np.ndarray
+    track_id: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _no_tracks_by_default(self)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], truth: GroundTruth) -> Detections:
@@ -143,10 +155,23 @@ class Detections:
             keep &= truth.annotated[image]
         # Sorted by image, so that files in any order of images give the same; else as given.
         if keep.all() and (image[1:] >= image[:-1]).all():
-            return cls(image, class_index, results.box, results.score)
+            return cls(image, class_index, results.box, results.score, results.track_id)
         rows = np.flatnonzero(keep)
         rows = rows[np.argsort(image[rows], kind="stable")]
-        return cls(image[rows], class_index[rows], results.box[rows], results.score[rows])
+        return cls(
+            image[rows],
+            class_index[rows],
+            results.box[rows],
+            results.score[rows],
+            results.track_id[rows],
+        )
+
+
+def _no_tracks_by_default(detections: COCOResults | Detections) -> None:
+    if detections.track_id is None:
+        object.__setattr__(
+            detections, "track_id", np.full(len(detections.score), -1, dtype=np.int64)
+        )
 
 
 def load_results(path: str | os.PathLike[str]) -> COCOResults:
@@ -236,8 +261,8 @@ def _check_record(record: Any, index: int, source: str) -> None:
             raise DataError(
                 f"{where} has no {key}; a COCO result has image_id, category_id, bbox and score"
             )
-    for key in ("image_id", "category_id"):
-        value = record[key]
+    for key in ("image_id", "category_id", "track_id"):
+        value = record.get(key, -1)
         if type(value) is not int or not -MAX_ID <= value <= MAX_ID:
             raise DataError(
                 f"{where}: {key} must be an integer of at most 64 bits, not {_short(value)}"

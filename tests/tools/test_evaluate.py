@@ -173,6 +173,25 @@ def test_flicker_and_postprocessing(data, tmp_path, capsys):
     assert table.count("±") >= 4
 
 
+def test_tracks(data, tmp_path, capsys):
+    truth = json.loads((data / "truth.json").read_text())
+    tracked = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"],
+         "score": 0.9, "track_id": a["instance_id"]}
+        for a in truth["annotations"]
+    ]  # fmt: skip
+    path, output = tmp_path / "tracked.json", tmp_path / "m.json"
+    path.write_text(json.dumps(tracked))
+    arguments = ["--annotations", str(data / "truth.json"), "--tracks", "--output", str(output)]
+    assert tool.main([*arguments, "--predictions", str(path)]) == 0
+    figures = json.loads(output.read_text())["tracks"]
+    assert list(figures) == ["HOTA", "DetA", "AssA", "MOTA", "IDF1", "IDSW"]
+    assert figures["HOTA"] == pytest.approx(100) and figures["IDSW"] == 0
+    assert "| tracks " in capsys.readouterr().out
+    assert tool.main([*arguments, "--predictions", str(data / "predictions.json")]) == 2
+    assert "no detection has a track_id" in capsys.readouterr().err
+
+
 def test_only_some_classes(data, tmp_path, capsys):
     truth = json.loads((data / "truth.json").read_text())
     name = truth["categories"][1]["name"]
