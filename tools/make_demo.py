@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The whole job on a small scale: make data, train, evaluate, draw. `make demo` runs this.
 
-    tools/make_demo.py          Mini VID: CLAB trained on it; validation videos and a clip drawn
-    tools/make_demo.py --clip   a real clip: trained on some of its frames, evaluated on others
+    tools/make_demo.py          CLAB trained on Mini VID, then on a real street; both drawn
+    tools/make_demo.py --clip   another real clip: trained from there, evaluated and drawn
 
 Each step is one of the project's own commands, printed before it runs; a step whose result is
 there already is not done again, and a training that was interrupted goes on.
@@ -30,7 +30,9 @@ from clab_d2.visualization import draw_detections, readable_scale, write_caption
 ROOT = Path(__file__).resolve().parent.parent
 MINI_VID = Path("datasets/mini_vid")
 CONFIG = Path("configs/MiniVID/clab.yaml")
+BIKES_CONFIG = Path("configs/OwnVideos/bikes.yaml")
 CLIP_CONFIG = Path("configs/MiniVID/clip.yaml")
+REAL_CLIPS = Path("datasets/real_clips")
 NUM_DRAWN_VIDEOS = 8
 
 
@@ -108,45 +110,67 @@ def draw_validation_videos(weights: Path, output: Path) -> None:
                     writer.write(write_caption(drawn, video["name"].rsplit("/", 1)[-1]))
 
 
-def demo(output: Path) -> list[Path]:
-    """Mini VID from nothing to pictures; the files to look at."""
-    run("datasets/make_mini_vid.py", "--output", MINI_VID)
-    weights = output / "model_final.pth"
-    started = time.monotonic()
-    results = output / "inference/mini_vid_val/predictions.json"
+def train_once(config: Path, output: Path, dataset: str, *overrides: str) -> Path:
+    """Train and evaluate, unless that is done; the dataset's predictions."""
+    results = output / "inference" / dataset / "predictions.json"
     if not (ROOT / results).exists():
-        train(CONFIG, output)
+        started = time.monotonic()
+        train(config, output, *overrides)
         print(f"trained and evaluated in {(time.monotonic() - started) / 60:.1f} minutes")
+    return results
+
+
+def train_on_clip(config: Path, output: Path, root: Path, weights: Path) -> Path:
+    """Train on a real clip's annotated frames, and evaluate on its others.
+
+    Args:
+        config: of the clip; its annotations are in ``REAL_CLIPS``.
+        output: folder of the training.
+        root: what the annotations' file names are relative to: the video's folder, or the video
+            itself, whose frames are read from where it lies.
+        weights: what the training starts from.
+
+    Returns:
+        The trained model.
+    """
+    datasets = load_config(str(ROOT / config), []).DATASETS
+    on_clip = [[name, annotations, str(root)] for name, annotations, _ in datasets.VID]
+    (dataset,) = datasets.TEST
+    results = train_once(
+        config, output, dataset, "MODEL.WEIGHTS", str(weights), "DATASETS.VID", str(on_clip)
+    )
+    print_table(REAL_CLIPS / f"{dataset}.json", results)
+    return output / "model_final.pth"
+
+
+def demo(output: Path) -> list[Path]:
+    """Mini VID and a real street, from nothing to pictures; the files to look at."""
+    run("datasets/make_mini_vid.py", "--output", MINI_VID)
+    results = train_once(CONFIG, output, "mini_vid_val")
     print_table(MINI_VID / "annotations/imagenet_vid_val.json", results)
-    drawn, bikes = output / "validation_videos.mp4", output / "bikes.mp4"
+    weights, drawn = output / "model_final.pth", output / "validation_videos.mp4"
     draw_validation_videos(weights, drawn)
-    run(
-        "tools/demo.py", "--weights", weights, "--input", find_clip("bikes.mp4"),
-        "--output", bikes,
-    )  # fmt: skip
-    return [MINI_VID / "preview.png", drawn, bikes]
+
+    clip = find_clip("bikes.mp4")
+    street, street_drawn = output / "bikes", output / "bikes.mp4"
+    street_weights = train_on_clip(BIKES_CONFIG, street, clip.parent, weights)
+    draw_clip(street_weights, clip, street_drawn)
+    return [MINI_VID / "preview.png", drawn, street_drawn]
+
+
+def draw_clip(weights: Path, clip: Path, output: Path) -> None:
+    run("tools/demo.py", "--weights", weights, "--input", clip, "--output", output)
 
 
 def clip_demo(output: Path) -> list[Path]:
-    """A real clip: trained on its annotated frames from the Mini VID weights; files to look at."""
+    """Another real clip: trained on its annotated frames from the Mini VID weights."""
     mini_vid_weights = output / "model_final.pth"
     if not (ROOT / mini_vid_weights).exists():
         demo(output)
     clip = find_clip("bigbuckbunny.mp4")
-    clip_output = output / "clip"
-    weights = clip_output / "model_final.pth"
-    results = clip_output / "inference/bigbuckbunny_val/predictions.json"
-    if not (ROOT / results).exists():
-        # Frames are read from the MP4 where it lies: the video itself is the image root.
-        datasets = load_config(str(ROOT / CLIP_CONFIG), []).DATASETS.VID
-        on_clip = [[name, annotations, str(clip)] for name, annotations, _ in datasets]
-        train(
-            CLIP_CONFIG, clip_output, "MODEL.WEIGHTS", str(mini_vid_weights),
-            "DATASETS.VID", str(on_clip),
-        )  # fmt: skip
-    print_table(Path("datasets/real_clips/bigbuckbunny_val.json"), results)
-    drawn = clip_output / "bigbuckbunny.mp4"
-    run("tools/demo.py", "--weights", weights, "--input", clip, "--output", drawn)
+    drawn = output / "clip" / "bigbuckbunny.mp4"
+    weights = train_on_clip(CLIP_CONFIG, output / "clip", clip, mini_vid_weights)
+    draw_clip(weights, clip, drawn)
     return [drawn]
 
 

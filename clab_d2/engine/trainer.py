@@ -58,6 +58,7 @@ from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DataError, DivergenceError
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.modeling import prepare_for_inference
+from clab_d2.modeling.optimize import to_channels_last
 from clab_d2.postprocessing import PostProcessResults, build_postprocessing
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class Trainer(DefaultTrainer):
 
         # The model first: it takes seconds, and knows of contradictions in the config.
         model = self.build_model(cfg)
+        if cfg.SOLVER.CHANNELS_LAST:
+            to_channels_last(model)
         self.check_test_data(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg, model)

@@ -48,13 +48,21 @@ def prepare_for_inference(model: nn.Module, cfg: CfgNode) -> nn.Module:
     model.eval()
     if cfg.TEST.OPTIMIZE:
         logger.info("batch norms folded into %d convs for inference", fold_batch_norms(model))
-        for name in ("backbone", "proposal_generator"):
-            if hasattr(model, name):  # a model of the user's own may be made otherwise
-                getattr(model, name).to(memory_format=torch.channels_last)
+        to_channels_last(model)
     if cfg.TEST.COMPILE and hasattr(model, "backbone"):
         # In place, so that hooks and attributes of the module stay.
         model.backbone.compile()
     return model
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Lay out the first stage's convs, and with them its maps, channels-last, in place.
+
+    The values stay; they are summed in another order.
+    """
+    for name in ("backbone", "proposal_generator"):
+        if hasattr(model, name):  # a model of the user's own may be made otherwise
+            getattr(model, name).to(memory_format=torch.channels_last)
 
 
 def fold_batch_norms(model: nn.Module) -> int:

@@ -305,3 +305,20 @@ def test_a_file_that_will_not_be_enough_is_told_of_before(
     [line] = warnings()
     assert "INPUT.MIN_SIZE_TEST is 10000, which is out of range" in line
     assert "going to need --config-file" in line
+
+
+@META_ARCH_REGISTRY.register()
+class NotingConv(NotingModel):
+    """The same with a conv for a backbone."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        self.backbone = nn.Conv2d(3, 4, 3)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_channels_last_in_training(cfg: CfgNode, wanted: bool) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "NotingConv"
+    cfg.SOLVER.CHANNELS_LAST = wanted
+    weight = Trainer(cfg).model.backbone.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == wanted

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from made_clips import assert_same, build, test_clips
+from made_clips import assert_same, build, losses_of, test_clips, training_clip
 from torch import Tensor, nn
 
 from clab_d2.layers import numba_support
 from clab_d2.modeling import TimmBackbone
-from clab_d2.modeling.optimize import fold_batch_norms, prepare_for_inference
+from clab_d2.modeling.optimize import fold_batch_norms, prepare_for_inference, to_channels_last
 
 
 def randomise_batch_norms(model: nn.Module) -> None:
@@ -172,3 +172,23 @@ def test_proposals_are_chosen_in_single_precision(config):
         (frame,) = model.extract([test_clips(0, 1)[0]["images"][0]])
     assert all(feature.dtype == torch.bfloat16 for feature in frame.features.values())
     assert frame.proposals.objectness_logits.dtype == torch.float32
+
+
+def test_channels_last_changes_no_loss_and_no_gradient(config):
+    model = build(config("clab_quick")).train()
+    clips = [training_clip(seed) for seed in (0, 1)]
+    results = []
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(0)  # what the samplers draw
+        losses = losses_of(model, clips)
+        sum(losses.values()).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((losses, gradients))
+        to_channels_last(model)
+    (losses, gradients), (again, gradients_again) = results
+    for name, loss in losses.items():
+        torch.testing.assert_close(again[name], loss, rtol=1e-4, atol=1e-6)
+    for name, gradient in gradients.items():
+        difference = (gradients_again[name] - gradient).norm()
+        assert difference <= 1e-3 * gradient.norm() + 1e-6, name

