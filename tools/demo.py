@@ -3,6 +3,7 @@
 
     tools/demo.py --weights model_final.pth --input clip.mp4 --output drawn.mp4
     tools/demo.py --weights W --input frames/ --output drawn/ --json detections.json
+    tools/demo.py --weights W --input clip.mp4 --csv table.csv --cvat to_correct.xml
     tools/demo.py --weights W --input 0 --output camera.mp4       (Ctrl-C ends and keeps it)
     tools/demo.py --weights W --config-file C ...
 
@@ -11,6 +12,8 @@ stranger. Other weights need the config that they are for.
 
 --input is a video file, a folder of frames, a picture, or a camera (its number or /dev/video0);
 --output is an .mp4, or a folder for JPEGs. A camera, and --online, use past frames only.
+
+All is written as it comes. What was broken off is under NAME.partial.SUFFIX (docs/detect.md).
 """
 
 from __future__ import annotations
@@ -31,14 +34,19 @@ from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
+    FORMATS,
     DetectionWriter,
     FrameWriter,
     VideoDetector,
     VideoSource,
+    open_detections,
     open_video,
     open_writer,
 )
 from clab_d2.visualization import readable_scale
+
+# "json" is what people look for.
+OPTION_OF_FORMAT = {"coco": "json"}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,16 +58,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--config-file", metavar="C", help="the model's config (default: the one that W carries)"
     )
     parser.add_argument("--input", required=True, metavar="VIDEO", help="see above")
-    parser.add_argument("--output", required=True, metavar="VIDEO", help="see above")
+    parser.add_argument("--output", metavar="VIDEO", help="draw into this, see above")
     parser.add_argument("--online", action="store_true", help="use past frames only")
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=0.5,
         metavar="S",
-        help="draw detections of at least this score (default: %(default)s)",
+        help="draw detections of at least this score, and have them in CVAT, LabelMe and YOLO "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write all detections to this file")
+    for name, kind in FORMATS.items():
+        parser.add_argument(
+            f"--{OPTION_OF_FORMAT.get(name, name)}",
+            dest=f"format_{name}",
+            metavar="FILE" if kind.suffix else "DIR",
+            help=f"write detections as {kind.summary}",
+        )
     parser.add_argument(
         "--scale",
         type=float,
@@ -87,30 +102,45 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--scale is {args.scale}; it must be above 0 and at most 16")
     if args.max_frames is not None and args.max_frames < 1:
         raise ConfigError(f"--max-frames is {args.max_frames}; it must be at least 1")
-    if Path(args.input).resolve() == Path(args.output).resolve():
-        raise ConfigError(f"--output {args.output} is the input; name another")
+    outputs = [args.output, *chosen_formats(args).values()]
+    if not any(outputs):
+        raise ConfigError("nothing to write; add --output drawn.mp4, --json found.json or another")
+    for output in filter(None, outputs):
+        if Path(args.input).resolve() == Path(output).resolve():
+            raise ConfigError(f"{output} is the input; name another output")
+
+
+def chosen_formats(args: argparse.Namespace) -> dict[str, str]:
+    """Where to write, by format."""
+    paths = {name: getattr(args, f"format_{name}") for name in FORMATS}
+    return {name: path for name, path in paths.items() if path}
 
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     import_plugins(args.imports)
     with open_video(args.input) as source:
-        # Before the model is built: a wrong path shows at once.
-        with open_writer(args.output, source.fps) as writer, ExitStack() as stack:
+        with ExitStack() as stack:
+            drawing = None
+            if args.output:
+                # Before the model is built: a wrong path shows at once.
+                drawing = stack.enter_context(open_writer(args.output, source.fps))
             detector = build_detector(args)
-            detections = None
-            if args.json:
-                detections = stack.enter_context(
-                    DetectionWriter(args.json, source, detector.class_names)
+            writers = [
+                stack.enter_context(
+                    open_detections(
+                        path, name, source.name, detector.class_names, args.score_threshold
+                    )
                 )
-            complete, unreadable = detect(args, detector, source, writer, detections)
-            if not writer.num_frames:
+                for name, path in chosen_formats(args).items()
+            ]
+            num_frames, complete = detect(args, detector, source, drawing, writers)
+            if not num_frames:
                 raise DataError(f"{args.input}: gave no frame")
-        print(f"{writer.num_frames} frames written to {args.output}")
-        if unreadable:
+        for path in filter(None, [args.output, *chosen_formats(args).values()]):
+            print(f"{num_frames} frames written to {path}")
+        if unreadable := len(detector.unreadable_frames):
             print(f"{unreadable} damaged frames are shown as the frame before, without detections")
-        if args.json:
-            print(f"detections written to {args.json}")
         # A camera has no other end than Ctrl-C.
         return 0 if complete or source.num_frames is None else 130
 
@@ -126,10 +156,10 @@ def detect(
     args: argparse.Namespace,
     detector: VideoDetector,
     source: VideoSource,
-    writer: FrameWriter,
-    detections: DetectionWriter | None,
-) -> tuple[bool, int]:
-    """Detect and draw; returns whether it came to its end, and the number of damaged frames."""
+    drawing: FrameWriter | None,
+    writers: Sequence[DetectionWriter],
+) -> tuple[int, bool]:
+    """Detect, draw and write; returns the number of frames, and whether that was all."""
     total = source.num_frames
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
@@ -138,19 +168,20 @@ def detect(
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for result in results:
-                scale = args.scale or readable_scale(*result.image.shape[:2])
-                writer.write(result.draw(args.score_threshold, scale))
-                if detections is not None:
-                    detections.write(result.instances)
+                if drawing is not None:
+                    scale = args.scale or readable_scale(*result.image.shape[:2])
+                    drawing.write(result.draw(args.score_threshold, scale))
+                for writer in writers:
+                    writer.write(result)
                 progress.update()
                 if progress.n == args.max_frames:
                     break
     except KeyboardInterrupt:
         print("\nstopped; what was detected so far is kept", file=sys.stderr)
-        return False, len(detector.unreadable_frames)
+        return progress.n, False
     finally:
         results.close()
-    return True, len(detector.unreadable_frames)
+    return progress.n, True
 
 
 def main(argv: Sequence[str] | None = None) -> int:

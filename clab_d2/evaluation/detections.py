@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from clab_d2.errors import DataError
+from clab_d2.evaluation.frame_lookup import FrameLookup
 from clab_d2.evaluation.ground_truth import GroundTruth
 from clab_d2.evaluation.json_arrays import MAX_ID, box_array, integer_array, number_array
 from clab_d2.io import read_json, refuse_special_file
@@ -109,12 +110,15 @@ class Detections:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], truth: GroundTruth) -> Detections:
-        """Read a COCO result list.
+        """Read a COCO result list, of a dataset or of a video (``tools/demo.py --json``).
+
+        Of a video, images are found by video and frame number, categories by name: see
+        :class:`clab_d2.evaluation.frame_lookup.FrameLookup`.
 
         Raises:
             DataError: the file is missing, no JSON, no such list, or of another dataset.
         """
-        return cls.from_results(load_results(path), truth, str(path))
+        return cls.from_results(load_results(path, truth), truth, str(path))
 
     @classmethod
     def from_results(cls, results: COCOResults, truth: GroundTruth, source: str) -> Detections:
@@ -174,18 +178,30 @@ def _no_tracks_by_default(detections: COCOResults | Detections) -> None:
         )
 
 
-def load_results(path: str | os.PathLike[str]) -> COCOResults:
+def load_results(path: str | os.PathLike[str], truth: GroundTruth | None = None) -> COCOResults:
     """Read a COCO result list piece by piece, so that memory goes to arrays and not to dicts.
 
+    Args:
+        path: the file.
+        truth: gives their ids to entries that name a video and a frame of it.
+
     Raises:
-        DataError: the file is missing, no JSON or no such list.
+        DataError: the file is missing, no JSON or no such list, or names an unknown video.
     """
     refuse_special_file(path)
+    source = str(path)
+    lookup = FrameLookup(truth) if truth is not None else None
+
+    def take(records: Sequence[dict[str, Any]], first_entry: int = 0) -> COCOResults:
+        if lookup is not None:
+            records = lookup.place(records, source)
+        return COCOResults.from_records(records, source, first_entry=first_entry)
+
     try:
         parts, first_entry = [], 0
         with _no_garbage_collection():
             for records in _pieces(path):
-                parts.append(COCOResults.from_records(records, str(path), first_entry=first_entry))
+                parts.append(take(records, first_entry))
                 first_entry += len(records)
     except _NoPieces:
         records = read_json(path)
@@ -193,7 +209,9 @@ def load_results(path: str | os.PathLike[str]) -> COCOResults:
             raise DataError(
                 f'{path}: not a COCO result list; expected [{{"image_id": ...}}, ...]'
             ) from None
-        parts = [COCOResults.from_records(records, str(path))]
+        parts = [take(records)]
+    if lookup is not None:
+        lookup.tell(source)
     return COCOResults.join(parts)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clab_d2.data.video_frames import split_frame_name
 from clab_d2.errors import DataError
 from clab_d2.evaluation.boxes import xywh_to_xyxy
 from clab_d2.evaluation.json_arrays import MAX_ID, box_array, integer_array, number_array
@@ -39,6 +40,8 @@ class GroundTruth:
             overlap with itself in nearby frames, from 0 to 1 (NaN where nothing tells which boxes
             of other frames are the same object's), and which object of its video it is, int64 (-1
             where it is not known).
+        places: (I) of each image, the file or name of its video and its number there, from 0; None
+            where it has none.
     """
 
     source: str
@@ -56,6 +59,7 @@ class GroundTruth:
     crowd: np.ndarray
     motion_iou: np.ndarray
     identity: np.ndarray
+    places: Sequence[tuple[str, int] | None] = ()
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> GroundTruth:
@@ -162,6 +166,7 @@ class GroundTruth:
             crowd=crowd,
             motion_iou=motion_iou,
             identity=identity,
+            places=_places(content, images),
         )
 
     def only_classes(self, names: Sequence[str]) -> GroundTruth:
@@ -213,6 +218,25 @@ def _videos(content: Json, images: Sequence[Json]) -> tuple[np.ndarray, list[str
             video_names.append(str(name or f"{key[0]} {key[1]}"))
         video_of_image[row] = index_of[key]
     return video_of_image, video_names
+
+
+def _places(content: Json, images: Sequence[Json]) -> list[tuple[str, int] | None]:
+    """Where each image is: its video's file, else its video's name, and the frame's number."""
+    videos = {
+        video["id"]: video.get("file") or video.get("name") or f"video {video['id']}"
+        for video in content.get("videos") or []
+    }
+    places: list[tuple[str, int] | None] = []
+    for image in images:
+        in_file = split_frame_name(str(image.get("file_name", "")))
+        number, video = _frame_id(image), image.get("video_id")
+        if in_file is not None:
+            places.append(in_file)
+        elif video in videos and number is not None:
+            places.append((str(videos[video]), number))
+        else:
+            places.append(None)
+    return places
 
 
 def _motion_iou(

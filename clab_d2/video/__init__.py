@@ -17,14 +17,17 @@ from clab_d2.video.sources import (
     open_video,
 )
 from clab_d2.video.writers import (
+    FORMATS,
     DetectionWriter,
     FrameFolderWriter,
     FrameWriter,
     VideoWriter,
+    open_detections,
     open_writer,
 )
 
 __all__ = [
+    "FORMATS",
     "CameraSource",
     "DetectionWriter",
     "FileSource",
@@ -37,6 +40,7 @@ __all__ = [
     "VideoDetector",
     "VideoSource",
     "VideoWriter",
+    "open_detections",
     "open_video",
     "open_writer",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from encoded_videos import encode, moving_pictures, play
 from tiny_videos import CLASSES, TinyVideos
@@ -19,6 +20,7 @@ from tool_modules import import_tool
 import clab_d2.video
 from clab_d2.data import build_vid_test_loader
 from clab_d2.engine.launch import load_config
+from clab_d2.evaluation import Detections, GroundTruth, VIDEvaluator
 
 demo = import_tool("demo")
 
@@ -54,10 +56,9 @@ def test_a_video_in_a_video_out(
     assert len(drawn) == 7
     assert drawn[0].shape == before[0].shape
     assert np.abs(drawn[3].astype(int) - before[3]).max() > 60  # something is drawn
-    frames = json.loads(found.read_text())["frames"]
-    assert [frame["frame_id"] for frame in frames] == list(range(7))
-    assert {d["category"] for f in frames for d in f["detections"]} <= set(CLASSES)
-    assert all(frame["detections"] for frame in frames)
+    records = json.loads(found.read_text())
+    assert sorted({record["frame_id"] for record in records}) == list(range(7))
+    assert {record["category"] for record in records} <= set(CLASSES)
 
 
 @pytest.mark.parametrize("sampling", ["adaptive", "fixed", "causal"])
@@ -122,7 +123,42 @@ def test_ctrl_c_keeps_what_was_written(
     assert run(config_file, options, *arguments) == status
     assert "4 frames written" in capsys.readouterr().out
     assert len(play(out)) == 4
-    assert len(json.loads(found.read_text())["frames"]) == 4
+    assert {record["frame_id"] for record in json.loads(found.read_text())} == {0, 1, 2, 3}
+
+
+def test_every_format_and_what_evaluate_makes_of_it(
+    tiny: TinyVideos, config_file: str, options: list[str], tmp_path: Path
+) -> None:
+    """The videos' detections are to evaluate.py those of the evaluation."""
+    options = [*options, "OUTPUT_DIR", str(tmp_path / "eval")]
+    files = []
+    for folder in sorted(tiny.image_root.iterdir()):
+        out = tmp_path / folder.name
+        files.append(out / "f.json")
+        arguments = ["--input", folder, "--json", files[-1], "--csv", out / "f.csv"]
+        arguments += ["--mot", out / "f.txt", "--cvat", out / "f.xml", "--yolo", out / "yolo"]
+        assert run(config_file, options, *arguments, "--labelme", out / "labelme") == 0
+        written = {path.name for path in out.iterdir()}
+        assert written == {"f.json", "f.csv", "f.txt", "f.xml", "yolo", "labelme"}
+        number = len(json.loads(files[-1].read_text()))
+        assert len((out / "f.csv").read_text().splitlines()) == number + 1
+        assert len((out / "f.txt").read_text().splitlines()) == number
+    joined = tmp_path / "all.json"
+    joined.write_text(json.dumps([r for file in files for r in json.loads(file.read_text())]))
+    cfg = load_config(config_file, options)
+    evaluator = VIDEvaluator("tiny", tmp_path / "eval")
+    model = clab_d2.video.VideoDetector(cfg).model
+    inference_on_dataset(model, build_vid_test_loader(cfg, "tiny"), evaluator)
+    truth = GroundTruth.from_file(tiny.json_file)
+    ours = Detections.from_file(joined, truth)
+    theirs = Detections.from_file(tmp_path / "eval" / "predictions.json", truth)
+    assert len(ours.image) > 100 and len(set(ours.class_index.tolist())) == len(CLASSES)
+    assert np.array_equal(ours.image, theirs.image)
+    assert np.array_equal(ours.class_index, theirs.class_index)
+    assert np.allclose(ours.box, theirs.box, atol=0.01)
+    assert np.allclose(ours.score, theirs.score, atol=1e-4)
+    command = ["--annotations", tiny.json_file, "--predictions", joined]
+    assert import_tool("evaluate").main([*map(str, command)]) == 0
 
 
 def test_mistakes_are_one_line(
@@ -140,6 +176,8 @@ def test_mistakes_are_one_line(
         ({"--output": str(tmp_path / "o.gif")}, "cannot write .gif"),
         ({"--output": str(tmp_path / "file" / "o.mp4")}, "cannot be written"),
         ({"--output": folder}, "is the input"),
+        ({"--csv": folder}, "is the input"),
+        ({"--yolo": str(tmp_path / "file")}, "cannot be made a folder"),
         ({"--score-threshold": 50}, "--score-threshold is 50"),
         ({"--json": str(tmp_path / "file" / "o.json")}, "cannot be written"),
     ):

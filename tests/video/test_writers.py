@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +15,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
-from detectron2.structures import Boxes, Instances
 from encoded_videos import play
 from numbered_frames import grey
 
 from clab_d2.errors import DataError
 from clab_d2.video import (
-    DetectionWriter,
     FrameFolderWriter,
-    SequenceSource,
     VideoWriter,
     open_video,
     open_writer,
@@ -37,6 +34,7 @@ def test_written_video_is_what_browsers_play(tmp_path: Path) -> None:
         for frame in frames:
             writer.write(frame)
         assert not path.exists()
+    assert not list(path.parent.glob("*.partial.*"))
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
@@ -63,16 +61,40 @@ def test_odd_and_changing_sizes(tmp_path: Path) -> None:
     assert second[17, 24].min() > 190 and second[17, 2].max() < 10
 
 
-def test_a_failed_video_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_video_keeps_what_plays_under_a_partial_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"the video before")
-    with pytest.raises(KeyError), VideoWriter(path) as writer:
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyError), VideoWriter(path) as writer:
         writer.write(grey(1))
+        writer.write(grey(100))
+        raise KeyError
+    assert "a.partial.mp4: not finished; the 2 frames so far are kept there" in caplog.text
+    with pytest.raises(KeyError), VideoWriter(tmp_path / "none.mp4"):
         raise KeyError
     with VideoWriter(tmp_path / "empty.mp4"):
         pass  # no frame, no file
     assert path.read_bytes() == b"the video before"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a.partial.mp4"]
+    assert [round(float(f.mean()), -1) for f in play(tmp_path / "a.partial.mp4")] == [0, 100]
+
+
+def test_a_killed_process_loses_nothing_but_the_last_seconds(tmp_path: Path) -> None:
+    code = f"""if True:
+        import os, signal, numpy as np
+        from clab_d2.video import VideoWriter
+        with VideoWriter({str(tmp_path / "a.mp4")!r}) as writer:
+            for number in range(200):
+                writer.write(np.full((64, 64, 3), number, np.uint8))
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == ["a.partial.mp4"]
+    played = play(tmp_path / "a.partial.mp4")
+    assert len(played) >= 50
+    assert float(played[49].mean()) == pytest.approx(49, abs=4)
 
 
 @contextmanager
@@ -87,7 +109,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("has_pyav", [True, False])
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
+def test_a_full_disk_is_told_in_one_line(
     has_pyav: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_pyav:
@@ -104,19 +126,8 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(
         for frame in noise:
             writer.write(frame)
         raise KeyError("not hidden by what the encoder says")
-    source = SequenceSource([grey(0)])
-    found = Instances((24, 32), pred_boxes=Boxes(torch.ones(50, 4)))
-    found.scores, found.pred_classes = torch.ones(50), torch.zeros(50, dtype=torch.long)
-    detections = DetectionWriter(tmp_path / "d.json", source, ["cat"])
-    told = pytest.raises(DataError, match=r"d\.json: cannot be written")
-    with told, full_disk(2000), detections:
-        for _ in range(20):
-            detections.write(found)
-    detections = DetectionWriter(tmp_path / "d.json", source, ["cat"])
-    with pytest.raises(KeyError), full_disk(10), detections:
-        raise KeyError("not hidden by what could not be written before")
+    assert [p.name for p in tmp_path.iterdir() if p.stat().st_size > 3000] == []
     assert path.read_bytes() == b"the video before"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_video_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
@@ -157,29 +168,3 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     for name in ("file/a.mp4", "file/frames"):
         with pytest.raises(DataError, match="cannot be"):
             open_writer(tmp_path / name)
-
-
-def test_detections_as_json(tmp_path: Path) -> None:
-    path = tmp_path / "d.json"
-    source = SequenceSource([grey(0)] * 2, fps=12.5, name="clip")
-    found = Instances(
-        (24, 32),
-        pred_boxes=Boxes(torch.tensor([[1.0, 2, 11, 22.5]])),
-        scores=torch.tensor([0.75]),
-        pred_classes=torch.tensor([1]),
-    )
-    with DetectionWriter(path, source, ["cat", "dog"]) as writer:
-        writer.write(found)
-        writer.write(found[found.scores > 0.9])
-        assert not path.exists()
-    written = json.loads(path.read_text())
-    box = {"bbox": [1, 2, 10, 20.5], "category_id": 1, "category": "dog", "score": 0.75}
-    assert written == {
-        "video": "clip",
-        "fps": 12.5,
-        "class_names": ["cat", "dog"],
-        "frames": [{"frame_id": 0, "detections": [box]}, {"frame_id": 1, "detections": []}],
-    }
-    with pytest.raises(KeyError), DetectionWriter(tmp_path / "e.json", source, []):
-        raise KeyError
-    assert [p.name for p in tmp_path.iterdir()] == ["d.json"]

@@ -1,28 +1,26 @@
-"""Frames and detections out: a video file, a folder of JPEGs, a JSON of detections.
+"""Frames out: a video file, or a folder of JPEGs.
 
-:func:`open_writer` tells from a name how frames are to be written.
+:func:`open_writer` tells from a name which.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
 
 from clab_d2.errors import DataError
-from clab_d2.io import PendingFile
-from clab_d2.video.sources import DEFAULT_FPS, VideoSource
+from clab_d2.io import atomic_path
+from clab_d2.video.sources import DEFAULT_FPS
+from clab_d2.video.writers.files import partial_path, tell_of_partial, write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +67,12 @@ class VideoWriter(FrameWriter):
 
     The size is that of the first frame, rounded up to even numbers (the last row or column is
     repeated), because 4:2:0 video has no odd sizes; a later frame of another size is scaled into
-    it, with black bars. The file appears under its name only once it is closed; if the ``with``
-    block raises, it does not appear at all.
+    it, with black bars. The file appears under its name only once it is closed. Until then, and if
+    the ``with`` block raises, it is ``<name>.partial.mp4``, which plays up to the last second or
+    two that were written, even if the process was killed.
 
-    Without PyAV, OpenCV writes MPEG-4 part 2, which not every browser plays.
+    Without PyAV, OpenCV writes MPEG-4 part 2, which not every browser plays, and what is unfinished
+    does not play.
 
     Args:
         path: the file to write, ``.mp4``, ``.mov`` or ``.mkv``; its folder is made if missing.
@@ -91,42 +91,46 @@ class VideoWriter(FrameWriter):
         self._quality = quality
         self._size: tuple[int, int] | None = None
         self._encoder: _AvEncoder | _OpenCVEncoder | None = None
-        with _write_errors(self.path):
-            # FFmpeg and OpenCV tell the format by the suffix.
-            self._file = PendingFile(self.path, self.path.suffix)
+        self._partial = partial_path(self.path)
+        with write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.write_bytes(b"")  # what cannot be written is told at once
 
     def write(self, frame: np.ndarray) -> None:
         """Append a frame: RGB, uint8 (H, W, 3)."""
-        with _write_errors(self.path):
+        with write_errors(self.path):
             if self._encoder is None:
                 height, width = frame.shape[:2]
                 self._size = (height + height % 2, width + width % 2)
-                path = self._file.temporary
-                self._encoder = _make_encoder(path, self._fps, self._size, self._quality)
+                self._encoder = _make_encoder(self._partial, self._fps, self._size, self._quality)
             self._encoder.encode(_fit(frame, self._size))
         self.num_frames += 1
 
     def close(self) -> None:
         """Finish the file and give it its name. Without a frame there is no file."""
         encoder, self._encoder = self._encoder, None
-        try:
-            if encoder is not None:
-                with _write_errors(self.path):
-                    encoder.close()
-                    self._file.commit()
-        finally:
-            self._file.discard()
+        if encoder is None:
+            self._partial.unlink(missing_ok=True)
+            return
+        with write_errors(self.path):
+            encoder.close()
+            with atomic_path(self.path, self.path.suffix) as complete:
+                encoder.finish(complete)
+            self._partial.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Stop, and leave no file."""
+        """Stop before the end, and leave what plays under the partial name."""
         encoder, self._encoder = self._encoder, None
-        try:
-            if encoder is not None:
-                # Whatever it could not write is not wanted any more.
-                with contextlib.suppress(DataError, OSError):
-                    encoder.close()
-        finally:
-            self._file.discard()
+        whole = False
+        if encoder is not None:
+            # Whatever it could not write is not wanted any more.
+            with contextlib.suppress(DataError, OSError):
+                encoder.close()
+                whole = True
+        if self.num_frames and whole:
+            tell_of_partial(self._partial, self.num_frames)
+        else:
+            self._partial.unlink(missing_ok=True)
 
 
 class FrameFolderWriter(FrameWriter):
@@ -164,67 +168,6 @@ class FrameFolderWriter(FrameWriter):
         """Nothing is taken back."""
 
 
-class DetectionWriter:
-    """Writes detections as JSON, frame by frame, so that a long video takes no memory::
-
-        {"video": ..., "fps": ..., "class_names": [...], "frames": [
-          {"frame_id": 0, "detections": [
-            {"bbox": [x, y, width, height], "category_id": 3, "category": "bus", "score": 0.9},
-            ...]}, ...]}
-
-    ``bbox`` is in pixels of the frame, ``category_id`` counts from 0. A ``with`` block that raises
-    leaves no file.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], source: VideoSource, names: Sequence[str]
-    ) -> None:
-        self.path = Path(path)
-        self.num_frames = 0
-        self._names = names
-        with _write_errors(self.path):
-            self._file = PendingFile(self.path)
-        self._out = self._file.temporary.open("w", encoding="utf-8")
-        header = {"video": source.name, "fps": source.fps, "class_names": list(names)}
-        self._out.write(json.dumps(header)[:-1] + ', "frames": [')
-
-    def write(self, instances: Instances) -> None:
-        """Append a frame's detections: ``pred_boxes``, ``scores`` and ``pred_classes``."""
-        boxes = instances.pred_boxes.tensor.tolist()
-        rows = zip(boxes, instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
-        detections = [
-            {
-                "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "category_id": index,
-                "category": self._names[index],
-                "score": round(score, 5),
-            }
-            for (x1, y1, x2, y2), index, score in rows
-        ]
-        separator = ",\n" if self.num_frames else "\n"
-        frame = {"frame_id": self.num_frames, "detections": detections}
-        with _write_errors(self.path):
-            self._out.write(separator + json.dumps(frame))
-        self.num_frames += 1
-
-    def __enter__(self) -> DetectionWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        try:
-            if kind is None:
-                with _write_errors(self.path):
-                    with self._out:
-                        self._out.write("\n]}\n")
-                    self._file.commit()
-            else:
-                # Whatever is still to be written is not wanted any more.
-                with contextlib.suppress(OSError):
-                    self._out.close()
-        finally:
-            self._file.discard()
-
-
 def open_writer(path: str | os.PathLike[str], fps: float = DEFAULT_FPS) -> FrameWriter:
     """A writer for a name: ``.mp4``, ``.mov``, ``.mkv`` give a video, no suffix a folder of JPEGs.
 
@@ -237,15 +180,6 @@ def open_writer(path: str | os.PathLike[str], fps: float = DEFAULT_FPS) -> Frame
     if path.suffix.lower() not in {".mp4", ".mov", ".mkv", ".m4v"}:
         raise DataError(f"{path}: cannot write {path.suffix}; name it .mp4, or a folder for JPEGs")
     return VideoWriter(path, fps)
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Tell what goes wrong in writing as a DataError that names the file."""
-    try:
-        yield
-    except OSError as error:  # PyAV's are among them
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -269,13 +203,23 @@ class _AvEncoder:
     def __init__(self, path: Path, fps: float, size: tuple[int, int], quality: int) -> None:
         import av
 
-        # The index of the file goes to its front, so that a browser plays it while loading.
-        self._container = av.open(str(path), "w", options={"movflags": "+faststart"})
+        self._path = path
+        # Fragments, each of which plays without what comes after it.
+        self._container = av.open(
+            str(path),
+            "w",
+            options={
+                "movflags": "frag_keyframe+empty_moov+default_base_moof",
+                "flush_packets": "1",
+            },
+        )
+        self._num_frames = 0
         rate = Fraction(fps).limit_denominator(1001)
         self._stream = self._container.add_stream("libx264", rate=rate)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": str(quality), "preset": "veryfast"}
+        # A fragment begins at a key frame.
+        self._stream.options = {"crf": str(quality), "preset": "veryfast", "g": "50"}
         # Say which colours these are; untagged files come out differently from player to player.
         context = self._stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
@@ -287,10 +231,34 @@ class _AvEncoder:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)
         self._container.mux(self._stream.encode(picture))
+        self._num_frames += 1
 
     def close(self) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+        try:
+            self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
+
+    def finish(self, complete: Path) -> None:
+        """Copy the closed file's packets into one that is not in fragments.
+
+        Its index is at its front, so that a browser plays it while loading and can jump in it.
+        """
+        import av
+
+        options = {"movflags": "+faststart"}
+        with av.open(str(self._path)) as source, av.open(str(complete), "w", options=options) as to:
+            stream = source.streams.video[0]
+            num_copied = 0
+            copied = to.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copied
+                    to.mux(packet)
+                    num_copied += 1
+        if num_copied < self._num_frames:
+            # FFmpeg says nothing of what it could not write on closing a file.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class _OpenCVEncoder:
@@ -312,6 +280,10 @@ class _OpenCVEncoder:
         played.release()
         if not whole:
             raise OSError(errno.EIO, "OpenCV left it unfinished; check the free space")
+
+    def finish(self, complete: Path) -> None:
+        """Move the closed file."""
+        os.replace(self._path, complete)
 
 
 def _make_encoder(
