@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--input", required=True, metavar="VIDEO", help="file or folder of frames")
     parser.add_argument("--frame", type=int, required=True, metavar="N", help="from 0")
-    parser.add_argument("--output", required=True, metavar="FILE", help=".png, .svg or .pdf")
+    parser.add_argument("--output", required=True, metavar="FILE", help=".png, .jpg, .svg or .pdf")
     parser.add_argument("--detection", type=int, metavar="I", help="its number in the list")
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="the best of this class")
     parser.add_argument(
@@ -52,8 +52,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    if Path(args.output).suffix.lower() not in {".png", ".svg", ".pdf"}:
-        raise ConfigError(f"--output {args.output}: name a .png, .svg or .pdf")
+    if Path(args.output).suffix.lower() not in {".png", ".jpg", ".svg", ".pdf"}:
+        raise ConfigError(f"--output {args.output}: name a .png, .jpg, .svg or .pdf")
     if args.references < 1 or args.proposals < 1:
         raise ConfigError("--references and --proposals must be at least 1")
     if args.detection is not None and args.class_name is not None:

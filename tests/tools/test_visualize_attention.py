@@ -1,8 +1,7 @@
-"""tools/visualize_attention.py, plot_metrics.py and analyze_model.py as commands."""
+"""tools/visualize_attention.py as a command."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import cv2
@@ -16,8 +15,6 @@ from tool_modules import import_tool
 from clab_d2.engine.launch import load_config
 
 attention = import_tool("visualize_attention")
-metrics = import_tool("plot_metrics")
-analysis = import_tool("analyze_model")
 
 
 @pytest.fixture(scope="module")
@@ -66,32 +63,3 @@ def test_attentions_mistakes_are_one_line(
         error = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("error: ")]
         assert len(error) == 1 and message in error[0]
     assert look("--output", tmp_path / "a.gif", "--frame", 0) == 2
-
-
-def test_metrics_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        lines = [{"iteration": i, "loss_cls": 1.0, "vid/AP50": 50} for i in range(3)]
-        (tmp_path / name / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    runs, out = [str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "m.png")
-    assert metrics.main([*runs, "--output", out]) == 0
-    assert "loss_cls, vid/AP50" in capsys.readouterr().out
-    assert cv2.imread(out).shape[1] > 500
-    assert metrics.main([*runs, "--labels", "one", "--output", out]) == 2
-    assert "--labels: 1 names for 2 runs" in capsys.readouterr().err
-
-
-def test_a_model_is_analysed(
-    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "cost.json"
-    arguments = ["--config-file", config_file, "--references", "2", "--json", str(out)]
-    assert analysis.main([*arguments, "--size", "64x96"]) == 0
-    said = capsys.readouterr().out
-    assert "training: forward pass of a clip" in said and "roi_heads.roi_aggregation" in said
-    assert "the same to the last multiply-add" in said
-    assert {part["name"] for part in json.loads(out.read_text())["training"]["parts"]} >= {
-        "backbone", "contrastive_branch",
-    }  # fmt: skip
-    assert analysis.main([*arguments, "--size", "big"]) == 2
-    assert "give HEIGHTxWIDTH" in capsys.readouterr().err
