@@ -26,7 +26,7 @@ from clab_d2.inspection.model_analysis import ModelAnalysis, PassCost, analyze_m
 from clab_d2.io import write_json
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def table(cost: PassCost) -> str:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     try:
         run(args)
     except USER_ERRORS as error:
@@ -111,7 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def set_up() -> None:
+    """Once, where this is the process's command."""
     # What torch says of its own tracing, nobody can act on here.
     warnings.filterwarnings("ignore")
+
+
+if __name__ == "__main__":
+    set_up()
     sys.exit(main())

@@ -26,7 +26,7 @@ from clab_d2.inspection.training_history import (
 from clab_d2.io import atomic_write
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +40,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--smooth", type=int, default=1, metavar="N", help="draw means over N values, too"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     try:
         run(args)
     except USER_ERRORS as error:

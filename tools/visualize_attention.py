@@ -26,7 +26,7 @@ from clab_d2.io import atomic_write
 from clab_d2.video import VideoDetector, open_video
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     try:
         run(args)
     except USER_ERRORS as error:
@@ -134,7 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def set_up() -> None:
+    """Once, where this is the process's command."""
     # What Detectron2 calls by an old name works all the same; nobody can act on it here.
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+
+if __name__ == "__main__":
+    set_up()
     sys.exit(main())
