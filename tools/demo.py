@@ -43,6 +43,7 @@ from clab_d2.video import (
     open_video,
     open_writer,
 )
+from clab_d2.video.tracks import TRACKERS
 from clab_d2.visualization import readable_scale
 
 # "json" is what people look for.
@@ -60,6 +61,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", required=True, metavar="VIDEO", help="see above")
     parser.add_argument("--output", metavar="VIDEO", help="draw into this, see above")
     parser.add_argument("--online", action="store_true", help="use past frames only")
+    parser.add_argument(
+        "--track",
+        nargs="?",
+        const="bytetrack",
+        choices=TRACKERS,
+        metavar="METHOD",
+        help=f"give objects numbers that they keep: {', '.join(TRACKERS)} (default: %(const)s)",
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
@@ -164,7 +173,8 @@ def detect(
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
     progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
-    results = detector.detect(source, "online" if args.online else "offline")
+    mode = "online" if args.online else "offline"
+    results = detector.detect(source, mode, track=args.track or False)
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for result in results:

@@ -7,6 +7,7 @@ from clab_d2.postprocessing.base import (
     VideoDetections,
     build_postprocessing,
 )
+from clab_d2.postprocessing.instances import postprocess_instances
 from clab_d2.postprocessing.results import PostProcessResults
 from clab_d2.postprocessing.seq_nms import SeqNMS, seq_nms
 from clab_d2.postprocessing.smooth_scores import SmoothScores, smooth_scores
@@ -20,6 +21,7 @@ __all__ = [
     "SmoothScores",
     "VideoDetections",
     "build_postprocessing",
+    "postprocess_instances",
     "seq_nms",
     "smooth_scores",
 ]

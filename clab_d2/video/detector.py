@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -29,8 +30,14 @@ from clab_d2.data.reference_sampling import (
 )
 from clab_d2.data.reference_schedule import ReferenceSchedule, StreamSchedule
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.postprocessing import (
+    PostProcessing,
+    build_postprocessing,
+    postprocess_instances,
+)
 from clab_d2.video.result import FrameResult
 from clab_d2.video.sources import VideoSource, open_video
+from clab_d2.video.tracks import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +90,7 @@ class VideoDetector:
         if self.model.needs_references:
             self._sampling = build_reference_sampling(self.cfg, is_train=False)
         self._transform = ClipAugmentation.from_config(self.cfg, is_train=False).sample()
+        self._postprocessing = build_postprocessing(self.cfg)
         self._pins_memory = any(parameter.is_cuda for parameter in self.model.parameters())
         self._run = 0
 
@@ -119,6 +127,7 @@ class VideoDetector:
         self,
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
         mode: Mode = "offline",
+        track: bool | str = False,
     ) -> Generator[FrameResult, None, None]:
         """Detect in a video file, a folder, a camera, or frames that a program holds.
 
@@ -130,36 +139,45 @@ class VideoDetector:
         A damaged frame keeps its place in time: the last good frame is given again (black before
         the first), with no detections, and its number goes to ``unreadable_frames``.
 
+        Where ``TEST.POSTPROCESS.NAME`` is set and the mode is not online, the whole video is
+        detected in before the first result comes, and its frames are then read once more.
+
         Args:
             source: what :func:`open_video` takes, or a source, which is left open at the end.
             mode: which frames serve as references. "offline": as ``TEST.REFERENCES.SAMPLING``
                 says, by default frames spread over the whole video. "windowed":
                 ``TEST.REFERENCES.NUM`` frames around each, ``STRIDE`` apart. "online": so many
                 of the past only. Streams are always online: they have nothing else.
+            track: give detections the numbers of tracks, ``track_ids`` (see
+                :class:`clab_d2.video.tracks.Tracker`): True for ByteTrack, or the name of a method.
 
         Yields:
             A :class:`FrameResult` for each frame, in order, none left out.
 
         Raises:
-            ConfigError: if there is no such mode.
+            ConfigError: if there is no such mode or method of tracking, or its library is missing.
             DataError: if the source cannot be opened.
             RuntimeError: if another ``detect`` of this detector has begun meanwhile.
         """
         if mode not in get_args(Mode):
             raise ConfigError(f"mode is {mode!r}; choose offline, windowed or online")
-        return self._open_and_detect(source, mode)
+        method = (track if isinstance(track, str) else "bytetrack") if track else None
+        if method is not None:
+            Tracker(method)  # what is missing is told here, not at the first frame
+        return self._open_and_detect(source, mode, method)
 
     async def detect_async(
         self,
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
         mode: Mode = "offline",
+        track: bool | str = False,
     ) -> AsyncIterator[FrameResult]:
         """:meth:`detect` for ``async for``: the event loop goes on while the model works.
 
         All of the detection runs in one thread of its own, which ends with the loop over it, also
         when that is left early or cancelled.
         """
-        results = self.detect(source, mode)
+        results = self.detect(source, mode, track)
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="clab_d2 detector") as thread:
             following = functools.partial(loop.run_in_executor, thread, next, results, None)
@@ -174,12 +192,47 @@ class VideoDetector:
         self,
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
         mode: Mode,
+        tracking: str | None,
     ) -> Generator[FrameResult, None, None]:
         if isinstance(source, VideoSource):
-            yield from self._detect(source, mode)
+            yield from self._results(source, mode, tracking)
         else:
             with open_video(source) as opened:
-                yield from self._detect(opened, mode)
+                yield from self._results(opened, mode, tracking)
+
+    def _results(
+        self, source: VideoSource, mode: Mode, tracking: str | None
+    ) -> Generator[FrameResult, None, None]:
+        """What is detected, with what is done to it after."""
+        tracker = None if tracking is None else Tracker(tracking, source.fps)
+        results = self._detect(source, mode)
+        if self._postprocessing is not None and mode != "online" and source.num_frames is not None:
+            results = self._postprocessed(source, results, self._postprocessing)
+        with contextlib.closing(results):
+            for result in results:
+                if tracker is not None:
+                    tracked = tracker.update(result.instances, result.image)
+                    result = dataclasses.replace(result, instances=tracked)
+                yield result
+
+    def _postprocessed(
+        self,
+        source: VideoSource,
+        results: Generator[FrameResult, None, None],
+        method: PostProcessing,
+    ) -> Generator[FrameResult, None, None]:
+        """Detect in all frames, then give them again; only detections are held meanwhile."""
+        logger.info("%s: detecting in all frames before the first is given", source.name)
+        no_image = np.zeros((0, 0, 3), np.uint8)
+        with contextlib.closing(results):
+            found = [dataclasses.replace(result, image=no_image) for result in results]
+        processed = postprocess_instances([result.instances for result in found], method)
+        frames = _LookAheadReader(source, 0, self.unreadable_frames)
+        image: np.ndarray | None = None
+        for result, instances in zip(found, processed, strict=True):
+            image = _shown(source, frames.get(result.index), image)
+            frames.forget_before(result.index + 1)
+            yield dataclasses.replace(result, image=image, instances=instances)
 
     def _detect(self, source: VideoSource, mode: Mode) -> Generator[FrameResult, None, None]:
         run = self._run = next(_video_ids)
@@ -255,10 +308,7 @@ class VideoDetector:
             image = frames.get(key)
             if frames.ended_at is not None and key >= frames.ended_at:
                 return
-            if image is None and last_good is None:
-                source = frames.source
-                last_good = np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
-            last_good = image if image is not None else last_good
+            last_good = _shown(frames.source, image, last_good)
             scheduled = schedule.at(key)
             clip = {
                 "dataset_name": "video",
@@ -284,6 +334,17 @@ class VideoDetector:
         resized = self._transform.for_size(*image.shape[:2]).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return tensor.pin_memory() if self._pins_memory else tensor
+
+
+def _shown(
+    source: VideoSource, image: np.ndarray | None, last_good: np.ndarray | None
+) -> np.ndarray:
+    """A frame as it is given: the last good one for one that is damaged, before any a black one."""
+    if image is not None:
+        return image
+    if last_good is not None:
+        return last_good
+    return np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
 
 
 class _LookAheadReader:

@@ -61,6 +61,20 @@ def test_a_video_in_a_video_out(
     assert {record["category"] for record in records} <= set(CLASSES)
 
 
+@pytest.mark.parametrize("method", ["bytetrack", "botsort"])
+def test_tracks_are_drawn_and_post_processing_comes_first(
+    method: str, config_file: str, options: list[str], tmp_path: Path
+) -> None:
+    """The detector knows nothing, so that scores are low: what matters is that all of it runs."""
+    clip = encode(tmp_path / "in.mp4", moving_pictures(5, 64, 96))
+    options = [*options, "TEST.POSTPROCESS.NAME", "seq_nms"]
+    out = tmp_path / "out.mp4"
+    assert run(config_file, options, "--input", clip, "--output", out, "--track", method) == 0
+    assert len(play(out)) == 5
+    with pytest.raises(SystemExit):
+        run(config_file, options, "--input", clip, "--output", out, "--track", "best")
+
+
 @pytest.mark.parametrize("sampling", ["adaptive", "fixed", "causal"])
 def test_detections_are_those_of_the_evaluation(
     sampling: str, tiny: TinyVideos, config_file: str, options: list[str], tmp_path: Path

@@ -1,0 +1,117 @@
+"""Stable identities: the detections of a video, frame after frame, put into tracks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+
+from clab_d2.errors import ConfigError
+from clab_d2.optional import import_optional
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """How a method is called in the library, and what it is given.
+
+    Attributes:
+        class_name: of the library's class.
+        options: beside the frame rate.
+        uses_frames: whether it looks at the pictures, to tell the camera's motion.
+    """
+
+    class_name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    uses_frames: bool = False
+
+
+# A class's tracker begins with the class, not with the video; so no track is taken for granted at
+# its first frame.
+_PATIENT = {"instant_first_frame_activation": False}
+_METHODS = {
+    "bytetrack": _Method("ByteTrackTracker"),
+    "botsort": _Method("BoTSORTTracker", _PATIENT, uses_frames=True),
+    "ocsort": _Method("OCSORTTracker"),
+    "sort": _Method("SORTTracker"),
+    "cbiou": _Method("CBIoUTracker", _PATIENT),
+}
+
+#: Names of the methods of tracking.
+TRACKERS = tuple(_METHODS)
+
+
+class Tracker:
+    """Puts the detections of one video into tracks, by the library ``trackers``.
+
+    It is given the frames one after the other, none left out, and looks at the past only. A track
+    has one class: each class is tracked on its own. A detection gets a track's number once the
+    track is confirmed, by default in the second or third frame in a row; until then, and where its
+    score is too low, it has none.
+
+    Args:
+        method: one of :data:`TRACKERS`: "bytetrack" (ByteTrack), "botsort" (BoT-SORT, which makes
+            up for the camera's motion), "ocsort" (OC-SORT), "sort", "cbiou" (C-BIoU); their numbers
+            are the library's defaults.
+        frame_rate: frames a second. A track that is lost is kept for a second.
+
+    Raises:
+        ConfigError: there is no such method, or the library is not installed.
+    """
+
+    def __init__(self, method: str = "bytetrack", frame_rate: float = 30.0) -> None:
+        if method not in _METHODS:
+            raise ConfigError(f"tracker {method!r}: choose one of {', '.join(TRACKERS)}")
+        self._method = _METHODS[method]
+        library = import_optional("trackers", "track", "tracking")
+        self._supervision = import_optional("supervision", "track", "tracking")
+        self._make = getattr(library, self._method.class_name)
+        self._frame_rate = frame_rate if frame_rate > 0 else 30.0
+        self._by_class: dict[int, Any] = {}
+        # (class, number in its class) -> number in the video, from 1 in the order of appearance.
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    def update(self, instances: Instances, image: np.ndarray) -> Instances:
+        """The detections of the next frame, with their tracks.
+
+        Args:
+            instances: N detections on the CPU: ``pred_boxes``, ``scores``, ``pred_classes``.
+            image: the frame, RGB, uint8 (H, W, 3).
+
+        Returns:
+            The same detections in the same order, with ``track_ids``, int64 (N,): numbers from 1,
+            each of one track of the video; -1 for a detection without a track.
+        """
+        classes = instances.pred_classes.numpy()
+        boxes = instances.pred_boxes.tensor.detach().double().numpy().reshape(-1, 4)
+        scores = instances.scores.detach().double().numpy()
+        frame = np.ascontiguousarray(image[:, :, ::-1]) if self._method.uses_frames else None
+        track_ids = np.full(len(instances), -1, dtype=np.int64)
+        # Also a class that is not in this frame: its tracks age.
+        for class_index in sorted({*classes.tolist(), *self._by_class}):
+            if class_index not in self._by_class:
+                self._by_class[class_index] = self._make(
+                    frame_rate=self._frame_rate, **self._method.options
+                )
+            rows = np.flatnonzero(classes == class_index)
+            tracked = self._by_class[class_index].update(
+                self._supervision.Detections(
+                    xyxy=boxes[rows],
+                    confidence=scores[rows],
+                    class_id=classes[rows].astype(int),
+                    data={"row": rows},
+                ),
+                **({"frame": frame} if frame is not None else {}),
+            )
+            if len(tracked):
+                for row, number in zip(tracked.data["row"], tracked.tracker_id, strict=True):
+                    if number >= 0:
+                        track_ids[row] = self._number(class_index, int(number))
+        result = Instances(instances.image_size, **instances.get_fields())
+        result.track_ids = torch.from_numpy(track_ids)
+        return result
+
+    def _number(self, class_index: int, number: int) -> int:
+        return self._numbers.setdefault((class_index, number), len(self._numbers) + 1)
