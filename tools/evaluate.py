@@ -185,7 +185,7 @@ def measure(
     path: str,
 ) -> Run:
     """All figures of one file of predictions."""
-    results = load_results(path)
+    results = load_results(path, truth)
     if method is not None:
         try:
             results = method(results, truth)

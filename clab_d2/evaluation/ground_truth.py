@@ -232,7 +232,7 @@ def _places(content: Json, images: Sequence[Json]) -> list[tuple[str, int] | Non
         number, video = _frame_id(image), image.get("video_id")
         if in_file is not None:
             places.append(in_file)
-        elif video in videos and number is not None:
+        elif video in videos and number >= 0:
             places.append((str(videos[video]), number))
         else:
             places.append(None)

@@ -188,6 +188,20 @@ def test_tracks(data, tmp_path, capsys):
     assert list(figures) == ["HOTA", "DetA", "AssA", "MOTA", "IDF1", "IDSW"]
     assert figures["HOTA"] == pytest.approx(100) and figures["IDSW"] == 0
     assert "| tracks " in capsys.readouterr().out
+
+    # As tools/demo.py writes it: by video, frame and class name, with ids of its own.
+    image_of = {image["id"]: image for image in truth["images"]}
+    videos = {video["id"]: video["name"] for video in truth["videos"]}
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    for entry in tracked:
+        image = image_of[entry["image_id"]]
+        entry["video"], entry["frame_id"] = videos[image["video_id"]], image["frame_id"]
+        entry["category"] = names[entry["category_id"]]
+        entry["image_id"] = entry["category_id"] = 1
+    path.write_text(json.dumps(tracked))
+    assert tool.main([*arguments, "--predictions", str(path)]) == 0
+    assert json.loads(output.read_text())["tracks"] == figures
+
     assert tool.main([*arguments, "--predictions", str(data / "predictions.json")]) == 2
     assert "no detection has a track_id" in capsys.readouterr().err
 
