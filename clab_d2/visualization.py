@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import colorsys
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from detectron2.structures import Instances
 
+from clab_d2.errors import ConfigError
+from clab_d2.optional import import_optional
+
 __all__ = [
+    "DetectionDrawer",
+    "DrawStyle",
     "class_colour",
     "contact_sheet",
     "draw_boxes",
@@ -25,6 +31,11 @@ __all__ = [
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SHIFT = 3  # boxes are drawn to 1/8 of a pixel
 Style = Literal["detection", "truth"]
+
+_NUM_COLOURS = 96  # classes and tracks beyond come round again
+_GREY = (150, 150, 150)
+# Moving more labels off each other takes longer than detecting, and there is no room for them.
+_MOST_SPREAD = 50
 
 
 @cache
@@ -113,28 +124,141 @@ def draw_boxes(
     return canvas
 
 
+@dataclass(frozen=True)
+class DrawStyle:
+    """How detections are drawn.
+
+    Attributes:
+        colour_by: "class", or "track": each track has a colour of its own that it keeps, a box
+            without a track is grey. Either way the same number always has the same colour.
+        show: what stands on the labels, in this order; without any there are no labels.
+        line_width: of boxes, in pixels of the drawing; None goes by its size.
+        text_scale: of labels, 1 is about 22 pixels high; None goes by the drawing's size.
+    """
+
+    colour_by: Literal["class", "track"] = "class"
+    show: tuple[Literal["class", "track", "score"], ...] = ("class", "track", "score")
+    line_width: int | None = None
+    text_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.colour_by not in ("class", "track"):
+            raise ConfigError(f"colour_by is {self.colour_by!r}; choose class or track")
+        unknown = [part for part in self.show if part not in ("class", "track", "score")]
+        if unknown:
+            raise ConfigError(f"show has {unknown[0]!r}; choose from class, track, score")
+
+
+class DetectionDrawer:
+    """Draws a model's detections with supervision's annotators; labels are moved off each other.
+
+    Args:
+        style: see :class:`DrawStyle`.
+
+    Raises:
+        ConfigError: supervision is not installed.
+    """
+
+    def __init__(self, style: DrawStyle | None = None) -> None:
+        self._sv = import_optional("supervision", "video", "drawing detections")
+        self.style = style or DrawStyle()
+        colours = [*(class_colour(i) for i in range(_NUM_COLOURS)), _GREY]
+        # The annotators write BGR into what here is RGB.
+        self._colours = self._palette(colour[::-1] for colour in colours)
+        self._inks = self._palette(_ink(colour) for colour in colours)
+
+    def draw(
+        self,
+        image: np.ndarray,
+        instances: Instances,
+        class_names: Sequence[str] | None = None,
+        score_threshold: float = 0.5,
+        scale: float = 1,
+    ) -> np.ndarray:
+        """Draw the detections of at least ``score_threshold`` on a copy of a frame.
+
+        Args:
+            image: RGB, uint8 (H, W, 3).
+            instances: ``pred_boxes`` in pixels of ``image``, ``scores``, ``pred_classes``, and
+                maybe ``track_ids`` (-1: none).
+            class_names: by class number; numbers are written where there is none.
+            score_threshold: from 0 to 1.
+            scale: enlarge the frame by this first.
+
+        Returns:
+            RGB, uint8 (round(H * scale), round(W * scale), 3).
+        """
+        canvas = np.ascontiguousarray(enlarge(image, scale))
+        if canvas is image or np.shares_memory(canvas, image):
+            canvas = canvas.copy()
+        found = instances[instances.scores >= score_threshold].to("cpu")
+        if not len(found):
+            return canvas
+        # Small boxes last, so that a large one does not hide them.
+        found = found[found.pred_boxes.area().argsort(descending=True, stable=True)]
+        short_side = min(canvas.shape[:2])
+        line_width = self.style.line_width or max(1, round(short_side / 240))
+        boxes = found.pred_boxes.tensor.numpy().astype(np.float64) * scale
+        # What is not finite has no place; edges beyond the frame stay so, but not by millions.
+        limit = np.array([*canvas.shape[1::-1]] * 2) + 2 * line_width + 4
+        boxes = np.clip(np.nan_to_num(boxes), -2 * line_width - 4, limit)
+        tracks = found.track_ids.numpy() if found.has("track_ids") else np.full(len(found), -1)
+        classes = found.pred_classes.numpy()
+        numbers = tracks if self.style.colour_by == "track" else classes
+        lookup = np.where(numbers >= 0, numbers % _NUM_COLOURS, _NUM_COLOURS)
+        detections = self._sv.Detections(xyxy=boxes, class_id=classes)
+        for colour, width in (
+            (self._sv.Color(0, 0, 0), line_width + 2),
+            (self._colours, line_width),
+        ):
+            # A dark outline under the coloured one keeps it visible on any background.
+            annotator = self._sv.BoxAnnotator(colour, width)
+            annotator.annotate(canvas, detections, custom_color_lookup=lookup)
+        labels = [
+            self._label(*row, class_names)
+            for row in zip(classes.tolist(), tracks.tolist(), found.scores.tolist(), strict=True)
+        ]
+        if any(labels):
+            size = self.style.text_scale or float(np.clip(short_side / 900, 0.36, 1.2))
+            self._sv.LabelAnnotator(
+                self._colours,
+                text_color=self._inks,
+                text_scale=size,
+                text_thickness=1 if size < 0.8 else 2,
+                text_padding=max(2, round(8 * size)),
+                smart_position=len(labels) <= _MOST_SPREAD,
+            ).annotate(canvas, detections, labels, custom_color_lookup=lookup)
+        return canvas
+
+    def _label(
+        self, class_index: int, track: int, score: float, names: Sequence[str] | None
+    ) -> str:
+        parts = {
+            "class": _label(class_index, names),
+            "track": f"#{track}" if track >= 0 else "",
+            "score": f"{100 * score:.0f}%",
+        }
+        return " ".join(filter(None, (parts[name] for name in self.style.show)))
+
+    def _palette(self, colours: Iterable[Sequence[int]]) -> Any:
+        return self._sv.ColorPalette([self._sv.Color(*colour) for colour in colours])
+
+
+@cache
+def _drawer(style: DrawStyle) -> DetectionDrawer:
+    return DetectionDrawer(style)
+
+
 def draw_detections(
     image: np.ndarray,
     instances: Instances,
     class_names: Sequence[str] | None = None,
     score_threshold: float = 0.5,
     scale: float = 1,
+    style: DrawStyle | None = None,
 ) -> np.ndarray:
-    """Draw a model's detections of at least ``score_threshold``; see :func:`draw_boxes`.
-
-    Args:
-        image: RGB, uint8 (H, W, 3).
-        instances: ``pred_boxes`` in pixels of ``image``, ``scores``, ``pred_classes``.
-    """
-    chosen = instances[instances.scores >= score_threshold].to("cpu")
-    return draw_boxes(
-        image,
-        chosen.pred_boxes.tensor.numpy(),
-        chosen.pred_classes.tolist(),
-        class_names,
-        scores=chosen.scores.tolist(),
-        scale=scale,
-    )
+    """Draw a model's detections: see :meth:`DetectionDrawer.draw`."""
+    return _drawer(style or DrawStyle()).draw(image, instances, class_names, score_threshold, scale)
 
 
 def write_caption(image: np.ndarray, text: str) -> np.ndarray:
@@ -195,6 +319,12 @@ def _label(class_index: int, names: Sequence[str] | None) -> str:
     return f"class {class_index}"
 
 
+def _ink(ground: Sequence[int]) -> tuple[int, int, int]:
+    """Black or white, whichever stands out from a label's ground (RGB)."""
+    bright = 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2] > 140
+    return (0, 0, 0) if bright else (255, 255, 255)
+
+
 def _corner(x: float, y: float) -> tuple[int, int]:
     return round(float(x) * (1 << _SHIFT)), round(float(y) * (1 << _SHIFT))
 
@@ -247,9 +377,7 @@ def _write_label(
     if style == "truth":
         ground, ink = (255, 255, 255), tuple(round(0.5 * c) for c in colour)
     else:
-        # Black or white, whichever stands out from the class's colour.
-        bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-        ground, ink = colour, (0, 0, 0) if bright else (255, 255, 255)
+        ground, ink = colour, _ink(colour)
     cv2.rectangle(canvas, (x, y), (x + box_width, y + box_height), ground, cv2.FILLED)
     at = (x + pad, y + box_height - baseline - pad // 2)
     cv2.putText(canvas, text, at, _FONT, size, ink, weight, cv2.LINE_AA)

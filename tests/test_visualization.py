@@ -11,7 +11,9 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clab_d2.errors import ConfigError
 from clab_d2.visualization import (
+    DrawStyle,
     class_colour,
     contact_sheet,
     draw_boxes,
@@ -63,6 +65,63 @@ def test_the_label_tells_class_track_and_score(monkeypatch: pytest.MonkeyPatch) 
     assert written == ["dog 50%", "class 2 #12 71%", "cat #4 90%"]
 
 
+def found(*rows: tuple[tuple[float, float, float, float], int, float, int]) -> Instances:
+    """Detections of (box, class, score, track)."""
+    boxes, classes, scores, tracks = zip(*rows, strict=True)
+    instances = Instances((240, 320), pred_boxes=Boxes(torch.tensor(boxes)))
+    instances.pred_classes, instances.scores = torch.tensor(classes), torch.tensor(scores)
+    instances.track_ids = torch.tensor(tracks)
+    return instances
+
+
+def test_colours_are_those_of_classes_or_of_tracks() -> None:
+    instances = found(((20.0, 80, 120, 220), 2, 0.9, 5), ((180.0, 80, 300, 220), 2, 0.8, -1))
+    by_class, by_track = (
+        draw_detections(GREY, instances, style=DrawStyle(colour_by=by, show=()))[150]
+        for by in ("class", "track")
+    )
+    assert by_class[20].tolist() == by_class[180].tolist() == list(class_colour(2))
+    assert by_track[20].tolist() == list(class_colour(5))
+    assert by_track[180].tolist() == [150, 150, 150]  # no track
+    thick = draw_detections(GREY, instances, style=DrawStyle(show=(), line_width=9))
+    assert changed(thick)[150].sum() > 2 * (by_class != 120).any(axis=1).sum()
+
+
+def test_labels_show_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import supervision
+
+    shown: list[str] = []
+    monkeypatch.setattr(
+        supervision.LabelAnnotator,
+        "annotate",
+        lambda self, scene, detections, labels, **more: shown.extend(labels),
+    )
+    instances = found(((20.0, 80, 120, 220), 1, 0.914, 5), ((180.0, 80, 200, 220), 7, 0.8, -1))
+    for show in (("class", "track", "score"), ("track",), ()):
+        draw_detections(GREY, instances, ["cat", "dog"], style=DrawStyle(show=show))
+    assert shown == ["dog #5 91%", "class 7 80%", "#5", ""]
+    with pytest.raises(ConfigError, match="choose from class, track, score"):
+        DrawStyle(show=("name",))
+    with pytest.raises(ConfigError, match="choose class or track"):
+        DrawStyle(colour_by="score")
+
+
+def test_labels_of_neighbours_do_not_cover_each_other() -> None:
+    """Two boxes whose labels would lie on each other: all of both grounds can be seen."""
+    one, other = (100.0, 100, 200, 200), (104.0, 103, 204, 203)
+    style = DrawStyle(show=("class",), text_scale=0.6)
+    names = ["aaaaaaaa", "bbbbbbbb"]
+
+    def ground(instances: Instances, index: int) -> int:
+        drawn = draw_detections(GREY, instances, names, style=style)
+        return int((drawn == class_colour(index)).all(axis=2)[:97].sum())
+
+    alone = ground(found((one, 0, 0.9, -1)), 0)
+    assert alone > 500
+    both = found((one, 0, 0.9, -1), (other, 1, 0.8, -1))
+    assert ground(both, 0) > 0.9 * alone
+
+
 def test_weak_detections_are_left_out() -> None:
     instances = Instances(
         (240, 320),
@@ -74,6 +133,17 @@ def test_weak_detections_are_left_out() -> None:
     assert drawn[:, :160].any() and not drawn[:, 160:].any()
     nothing = draw_detections(GREY, instances[:0])
     assert nothing is not GREY and not changed(nothing).any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    box=st.lists(st.floats(width=32), min_size=4, max_size=4),
+)
+def test_any_detection_on_any_frame_can_be_drawn(size: tuple[int, int], box: list[float]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    drawn = draw_detections(image, found((tuple(box), 7, 1.0, 3)), ["a long class name"] * 8)
+    assert drawn.shape == image.shape and not image.any()
 
 
 @settings(deadline=None, max_examples=60)

@@ -44,7 +44,7 @@ from clab_d2.video import (
     open_writer,
 )
 from clab_d2.video.tracks import TRACKERS
-from clab_d2.visualization import readable_scale
+from clab_d2.visualization import DetectionDrawer, DrawStyle, readable_scale
 
 # "json" is what people look for.
 OPTION_OF_FORMAT = {"coco": "json"}
@@ -90,6 +90,20 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="F",
         help="enlarge what is drawn by this (default: small videos, until labels are readable)",
     )
+    parser.add_argument(
+        "--colour-by", choices=("class", "track"), default="class", help="what a colour stands for"
+    )
+    parser.add_argument(
+        "--show",
+        nargs="*",
+        choices=("class", "track", "score"),
+        default=("class", "track", "score"),
+        help="what labels say; nothing: no labels (default: all that is known)",
+    )
+    parser.add_argument("--line-width", type=int, metavar="PX", help="of boxes (default: by size)")
+    parser.add_argument(
+        "--text-scale", type=float, metavar="F", help="of labels, 1 is 22 pixels (default: by size)"
+    )
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     add_import_option(parser)
     parser.add_argument(
@@ -109,6 +123,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--score-threshold is {args.score_threshold}; it must be from 0 to 1")
     if args.scale is not None and not 0 < args.scale <= 16:
         raise ConfigError(f"--scale is {args.scale}; it must be above 0 and at most 16")
+    for name, value, most in (
+        ("line-width", args.line_width, 64),
+        ("text-scale", args.text_scale, 16),
+    ):
+        if value is not None and not 0 < value <= most:
+            raise ConfigError(f"--{name} is {value}; it must be above 0 and at most {most}")
     if args.max_frames is not None and args.max_frames < 1:
         raise ConfigError(f"--max-frames is {args.max_frames}; it must be at least 1")
     outputs = [args.output, *chosen_formats(args).values()]
@@ -133,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
             drawing = None
             if args.output:
                 # Before the model is built: a wrong path shows at once.
+                DetectionDrawer()  # needs a package of an extra
                 drawing = stack.enter_context(open_writer(args.output, source.fps))
             detector = build_detector(args)
             writers = [
@@ -173,6 +194,7 @@ def detect(
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
     progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
+    style = DrawStyle(args.colour_by, tuple(args.show), args.line_width, args.text_scale)
     mode = "online" if args.online else "offline"
     results = detector.detect(source, mode, track=args.track or False)
     try:
@@ -180,7 +202,7 @@ def detect(
             for result in results:
                 if drawing is not None:
                     scale = args.scale or readable_scale(*result.image.shape[:2])
-                    drawing.write(result.draw(args.score_threshold, scale))
+                    drawing.write(result.draw(args.score_threshold, scale, style))
                 for writer in writers:
                     writer.write(result)
                 progress.update()

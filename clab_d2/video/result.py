@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import Instances
 
 from clab_d2.optional import import_optional
-from clab_d2.visualization import draw_detections
+from clab_d2.visualization import DrawStyle, draw_detections
 
 if TYPE_CHECKING:
     import supervision
@@ -81,14 +81,22 @@ class FrameResult:
             data={"class_name": names},
         )
 
-    def draw(self, score_threshold: float = 0.5, scale: float = 1) -> np.ndarray:
+    def draw(
+        self, score_threshold: float = 0.5, scale: float = 1, style: DrawStyle | None = None
+    ) -> np.ndarray:
         """The frame with its detections of at least ``score_threshold`` drawn on a copy of it.
 
         Args:
             score_threshold: from 0 to 1.
             scale: enlarge the frame by this first.
+            style: colours by class or track, what the labels show, sizes.
 
         Returns:
             RGB, uint8 (round(H * scale), round(W * scale), 3).
+
+        Raises:
+            ConfigError: supervision, whose annotators draw, is not installed.
         """
-        return draw_detections(self.image, self.instances, self.class_names, score_threshold, scale)
+        return draw_detections(
+            self.image, self.instances, self.class_names, score_threshold, scale, style
+        )
