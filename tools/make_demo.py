@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The whole job on a small scale: make data, train, evaluate, draw. `make demo` runs this.
 
-    tools/make_demo.py          CLAB trained on Mini VID, then on a real street; both drawn
+    tools/make_demo.py          CLAB trained on Mini VID, and on a real street; both drawn
     tools/make_demo.py --clip   another real clip: trained from there, evaluated and drawn
 
 Each step is one of the project's own commands, printed before it runs; a step whose result is
@@ -120,7 +120,7 @@ def train_once(config: Path, output: Path, dataset: str, *overrides: str) -> Pat
     return results
 
 
-def train_on_clip(config: Path, output: Path, root: Path, weights: Path) -> Path:
+def train_on_clip(config: Path, output: Path, root: Path, *overrides: str) -> Path:
     """Train on a real clip's annotated frames, and evaluate on its others.
 
     Args:
@@ -128,7 +128,7 @@ def train_on_clip(config: Path, output: Path, root: Path, weights: Path) -> Path
         output: folder of the training.
         root: what the annotations' file names are relative to: the video's folder, or the video
             itself, whose frames are read from where it lies.
-        weights: what the training starts from.
+        overrides: more KEY VALUE pairs.
 
     Returns:
         The trained model.
@@ -136,9 +136,7 @@ def train_on_clip(config: Path, output: Path, root: Path, weights: Path) -> Path
     datasets = load_config(str(ROOT / config), []).DATASETS
     on_clip = [[name, annotations, str(root)] for name, annotations, _ in datasets.VID]
     (dataset,) = datasets.TEST
-    results = train_once(
-        config, output, dataset, "MODEL.WEIGHTS", str(weights), "DATASETS.VID", str(on_clip)
-    )
+    results = train_once(config, output, dataset, "DATASETS.VID", str(on_clip), *overrides)
     print_table(REAL_CLIPS / f"{dataset}.json", results)
     return output / "model_final.pth"
 
@@ -153,7 +151,7 @@ def demo(output: Path) -> list[Path]:
 
     clip = find_clip("bikes.mp4")
     street, street_drawn = output / "bikes", output / "bikes.mp4"
-    street_weights = train_on_clip(BIKES_CONFIG, street, clip.parent, weights)
+    street_weights = train_on_clip(BIKES_CONFIG, street, clip.parent)
     draw_clip(street_weights, clip, street_drawn)
     return [MINI_VID / "preview.png", drawn, street_drawn]
 
@@ -169,7 +167,8 @@ def clip_demo(output: Path) -> list[Path]:
         demo(output)
     clip = find_clip("bigbuckbunny.mp4")
     drawn = output / "clip" / "bigbuckbunny.mp4"
-    weights = train_on_clip(CLIP_CONFIG, output / "clip", clip, mini_vid_weights)
+    start = ("MODEL.WEIGHTS", str(mini_vid_weights))
+    weights = train_on_clip(CLIP_CONFIG, output / "clip", clip, *start)
     draw_clip(weights, clip, drawn)
     return [drawn]
 

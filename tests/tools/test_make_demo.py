@@ -63,7 +63,6 @@ def test_the_street_is_trained_on_and_drawn(
     (_, mini_vid, *_), (config, output, *options) = trained
     assert (mini_vid, output) == (tmp_path, tmp_path / "bikes")
     cfg = load_config(str(repo_root / config), [*options, "DATALOADER.NUM_WORKERS", "0"])
-    assert str(tmp_path / "model_final.pth") == cfg.MODEL.WEIGHTS
     (name,) = cfg.DATASETS.TEST
     (first, *_) = next(iter(build_vid_test_loader(cfg, name)))
     assert first["file_name"].startswith(f"{clip}#")
