@@ -58,12 +58,16 @@ class LostPlaceError(Exception):
     """After a jump the packets are not those that reading from the start gave."""
 
 
-def open_container(path: str, threads: int) -> tuple[Any, Any]:
+def open_container(
+    path: str, threads: int, timeout: float | None = None, name: str | None = None
+) -> tuple[Any, Any]:
     """Open a video file; return the container and its first video stream.
 
     Args:
-        path: the file.
+        path: the file, or a URL.
         threads: decoding threads; 0 lets FFmpeg choose.
+        timeout: seconds to wait for a URL's answer, and for each read; None: for ever.
+        name: what messages call it, if not by its path.
 
     Raises:
         DataError: if the file is missing, no regular file, or holds no video.
@@ -73,21 +77,21 @@ def open_container(path: str, threads: int) -> tuple[Any, Any]:
     # messages through Python, for which one may wait while the thread that has Python waits for it.
     av.logging.set_level(None)
     if os.path.isdir(path):
-        raise DataError(f"{path}: a folder, not a video file")
+        raise DataError(f"{name or path}: a folder, not a video file")
     refuse_special_file(path)
     try:
-        container = av.open(path)
+        container = av.open(path, timeout=timeout)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such video file; check the path") from None
+        raise DataError(f"{name or path}: no such video file; check the path") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"{path}: cannot be opened as a video ({reason}); it is damaged, incomplete or of an "
-            "unknown kind"
+            f"{name or path}: cannot be opened as a video ({reason}); it is damaged, incomplete or "
+            "of an unknown kind"
         ) from None
     if not container.streams.video:
         container.close()
-        raise DataError(f"{path}: holds no video stream")
+        raise DataError(f"{name or path}: holds no video stream")
     stream = container.streams.video[0]
     stream.thread_type = "NONE" if threads == 1 else "AUTO"
     stream.codec_context.thread_count = threads

@@ -151,6 +151,14 @@ class VideoFrameReader:
         self._last = (index, image)
         return image.copy()
 
+    def timestamp(self, index: int) -> float:
+        """Seconds from the first frame to frame ``index``, by the file's time stamps.
+
+        Where these tell nothing, by the mean frame rate.
+        """
+        times = self._index.times
+        return index / self.fps if times is None else float(times[index])
+
     def close(self) -> None:
         """Close the file; a later read opens it again."""
         if self._process not in (-1, os.getpid()):

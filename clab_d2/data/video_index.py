@@ -51,7 +51,7 @@ _NUM_COMPARED = 4
 # An index that took longer than this to make is kept on disk for other processes and later runs.
 _SLOW_INDEX_SECONDS = 0.5
 # Raise it whenever an index of the same file would be another one.
-_INDEX_FORMAT = 2
+_INDEX_FORMAT = 3
 
 _UNKNOWN = np.iinfo(np.int64).min  # a time or a position that a packet doesn't have
 
@@ -105,6 +105,8 @@ class VideoIndex:
         keys: where decoding can start; none if ``packet_of_frame`` is None.
         height, width: size of the first frame, upright, in pixels.
         fps: mean frames per second.
+        times: (num_frames,) float64, seconds from the first frame; None where the file's time
+            stamps are missing or do not rise.
     """
 
     num_frames: int
@@ -114,6 +116,7 @@ class VideoIndex:
     height: int
     width: int
     fps: float
+    times: np.ndarray | None = None
 
     def frame_of_packet(self) -> np.ndarray:
         """(P,) int64: the number of the frame that each packet holds, -1 for none."""
@@ -186,7 +189,7 @@ def _make_index(path: str) -> VideoIndex:
         may_tell = bool(_CONTAINERS_WITH_TIMES & set(container.format.name.split(",")))
         may_tell &= stream.codec_context.name in _ONE_FRAME_A_PACKET
         reorders = bool(stream.codec_context.has_b_frames)
-        rate = stream.average_rate or stream.guessed_rate
+        rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base
         packets = _Packets.of(demux_packets(container, stream))
     expected = _shown_by_time(packets, reorders) if may_tell else None
     container, stream = open_container(path, threads=0)
@@ -217,7 +220,14 @@ def _make_index(path: str) -> VideoIndex:
         height=height,
         width=width,
         fps=float(rate or 25),
+        times=_times(packets.pts[shown], float(time_base)) if one_each and time_base else None,
     )
+
+
+def _times(pts: np.ndarray, time_base: float) -> np.ndarray | None:
+    if (pts == _UNKNOWN).any() or (np.diff(pts) <= 0).any():
+        return None
+    return (pts - pts[0]) * time_base
 
 
 def _packets_of(first: av.VideoFrame, others: Iterator[av.VideoFrame]) -> Iterator[int]:
@@ -281,6 +291,7 @@ def _load_index(path: Path) -> VideoIndex | None:
                 int(stored["height"]),
                 int(stored["width"]),
                 float(stored["fps"]),
+                stored["times"] if len(stored["times"]) else None,
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent, or damaged: make it again
@@ -299,6 +310,7 @@ def _save_index(path: Path, index: VideoIndex) -> None:
                 height=index.height,
                 width=index.width,
                 fps=index.fps,
+                times=index.times if index.times is not None else np.zeros(0),
                 **{f"key_{name}": column for name, column in vars(index.keys).items()},
             )
     except OSError as error:  # a read-only home must not stop anyone

@@ -13,7 +13,9 @@ from clab_d2.video.sources import (
     FolderSource,
     SequenceSource,
     StreamSource,
+    UrlSource,
     VideoSource,
+    find_videos,
     open_video,
 )
 from clab_d2.video.writers import (
@@ -37,9 +39,11 @@ __all__ = [
     "FrameWriter",
     "SequenceSource",
     "StreamSource",
+    "UrlSource",
     "VideoDetector",
     "VideoSource",
     "VideoWriter",
+    "find_videos",
     "open_detections",
     "open_video",
     "open_writer",

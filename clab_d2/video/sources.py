@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,12 +20,14 @@ import numpy as np
 from clab_d2.data.frame_files import natural_key
 from clab_d2.data.frames import read_frame
 from clab_d2.data.prefetcher import Prefetcher
-from clab_d2.data.video_frames import VideoFrameReader
+from clab_d2.data.video_container import demux_packets, open_container, to_upright_rgb
+from clab_d2.data.video_frames import VideoFrameReader, is_video_file
 from clab_d2.errors import DataError
 from clab_d2.io import refuse_special_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 DEFAULT_FPS = 25.0
+_TIMEOUT = 10.0  # seconds without a byte, after which a URL is given up
 
 
 class VideoSource(ABC):
@@ -87,6 +91,9 @@ class FileSource(VideoSource):
     def read(self, index: int) -> np.ndarray:
         with self._lock:
             return self._reader.read(index)
+
+    def timestamp(self, index: int) -> float | None:
+        return self._reader.timestamp(index)
 
     def close(self) -> None:
         self._reader.close()
@@ -173,7 +180,58 @@ class StreamSource(VideoSource):
         return np.asarray(frame)
 
 
-class CameraSource(StreamSource):
+class _TimedStream(StreamSource):
+    """A stream whose frames come with their times, ``(frame, seconds)``."""
+
+    _first: float | None = None
+    _time: float | None = None
+
+    def read(self, index: int) -> np.ndarray:
+        if index != self._next:
+            raise RuntimeError(f"{self.name}: a stream gives frame {self._next} now, not {index}")
+        item = next(self._frames, None)
+        if item is None:
+            raise IndexError(f"{self.name}: the stream ended after {index} frames")
+        frame, self._time = item
+        if self._first is None:
+            self._first = self._time
+        self._next += 1
+        self.height, self.width = frame.shape[:2]
+        return frame
+
+    def timestamp(self, index: int) -> float | None:
+        """Of the frame read last."""
+        if index != self._next - 1 or self._time is None or self._first is None:
+            return None
+        return self._time - self._first
+
+
+class UrlSource(_TimedStream):
+    """A video behind a URL: RTSP, HTTP(S) and what else FFmpeg opens. A stream in any case.
+
+    Of what is live (RTSP, RTMP, UDP, or without a length) each read gives the newest frame, as of a
+    camera; of a file every frame comes, in order.
+
+    Raises:
+        DataError: if nothing answers there within ten seconds, or it is no video.
+    """
+
+    def __init__(self, url: str) -> None:
+        name = _without_password(url)
+        self._container, stream = open_container(url, threads=0, timeout=_TIMEOUT, name=name)
+        live = self._container.duration is None or not url.lower().startswith("http")
+        frames: Iterator[tuple[np.ndarray, float | None]] = _decoded(self._container, stream, live)
+        self._prefetcher = Prefetcher(frames, newest=True) if live else None
+        fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        super().__init__(self._prefetcher or frames, fps, name)
+
+    def close(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+        self._container.close()
+
+
+class CameraSource(_TimedStream):
     """A camera, by number or device file: an endless stream.
 
     Detection is slower than most cameras, so each read gives the newest frame: from the first read
@@ -205,7 +263,8 @@ def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> V
     """Open a video file, a folder of frames, a picture, a camera, or frames that a program holds.
 
     Args:
-        source: a path; a camera's number or device file (``0``, ``"0"``, ``"/dev/video0"``); or
+        source: a path; a camera's number or device file (``0``, ``"0"``, ``"/dev/video0"``); a URL
+            (``rtsp://...``, ``https://...``); or
             RGB uint8 arrays (H, W, 3), where those of an iterable that is no sequence are a stream.
 
     Raises:
@@ -215,6 +274,8 @@ def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> V
         is_sequence = isinstance(source, Sequence | np.ndarray)
         return SequenceSource(source) if is_sequence else StreamSource(source)
     name = str(source) if isinstance(source, int) else os.fspath(source)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        return UrlSource(name)
     path = Path(name)
     if re.fullmatch(r"\d+|/dev/video\d+", name) and not path.is_dir() and not path.is_file():
         return CameraSource(name)
@@ -228,18 +289,51 @@ def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> V
     return FileSource(path)
 
 
-def _newest_frames(capture: cv2.VideoCapture) -> Generator[np.ndarray, None, None]:
+def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
+    """The videos in a folder, at any depth, in natural order: video files, folders of pictures.
+
+    What begins with a dot, and what a writer has not finished (``*.partial.mp4``), is left out.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = [Path(parent, name) for name in files if not name.startswith(".")]
+        found += [p for p in shown if is_video_file(p) and not p.stem.endswith(".partial")]
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in shown):
+            found.append(Path(parent))
+    return sorted(found, key=lambda path: natural_key(str(path)))
+
+
+def _newest_frames(
+    capture: cv2.VideoCapture,
+) -> Generator[tuple[np.ndarray, float], None, None]:
     """RGB frames of a camera, without those that were too late for their reader."""
     with Prefetcher(_captured_frames(capture), newest=True) as frames:
         yield from frames
 
 
-def _captured_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+def _captured_frames(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
     while True:
         there, frame = capture.read()
         if not there:
             return
-        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), time.monotonic()
+
+
+def _decoded(container: Any, stream: Any, live: bool) -> Iterator[tuple[np.ndarray, float | None]]:
+    """RGB frames, with the time by the clock of what is live, else by the file."""
+    for packet in demux_packets(container, stream):
+        try:
+            frames = packet.decode()
+        except ValueError:  # PyAV's InvalidDataError is one: a stream joined between key frames
+            continue
+        for frame in frames:
+            yield to_upright_rgb(frame), time.monotonic() if live else frame.time
+
+
+def _without_password(url: str) -> str:
+    """A URL as it may stand in results and logs."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _pictures_of(path: Path) -> list[Path]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
+import http.server
+import itertools
 import os
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,3 +139,67 @@ def test_what_is_no_source_is_told_in_one_line(tmp_path: Path) -> None:
             open_video(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_times_are_those_of_the_file(tmp_path: Path) -> None:
+    """Also where the frame rate varies; without time stamps, by the mean rate."""
+    frames = moving_pictures(5)
+    clip = encode(tmp_path / "a.mp4", frames, times=[3, 4, 6, 16, 17])
+    with open_video(clip) as source:
+        times = [source.timestamp(n) for n in range(5)]
+    assert times == pytest.approx([0, 0.04, 0.12, 0.52, 0.56])
+    with open_video(frames) as source:
+        assert source.timestamp(2) is None
+
+
+def test_a_video_behind_a_url(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", moving_pictures(6))
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    port = server.server_address[1]
+    try:
+        with open_video(f"http://user:secret@127.0.0.1:{port}/a.mp4") as source:
+            assert source.name == f"http://127.0.0.1:{port}/a.mp4"
+            assert source.num_frames is None
+            for number, expected in enumerate(play(tmp_path / "a.mp4")):
+                assert np.array_equal(source.read(number), expected)
+                assert source.timestamp(number) == pytest.approx(number / 25)
+            with pytest.raises(IndexError, match="ended after 6 frames"):
+                source.read(6)
+        with pytest.raises(DataError, match=r"none\.mp4: cannot be opened as a video"):
+            open_video(f"http://127.0.0.1:{port}/none.mp4")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_live_stream_has_the_time_of_the_clock(tmp_path: Path) -> None:
+    """MPEG-TS over TCP, without a length."""
+    content = encode(tmp_path / "a.ts", moving_pictures(8)).read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def send() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(content)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        with open_video(f"tcp://127.0.0.1:{server.getsockname()[1]}") as source:
+            assert source.read(0).shape == (48, 64, 3)
+            assert source.timestamp(0) == 0
+            times = []
+            with contextlib.suppress(IndexError):  # those too late for their reader are dropped
+                for number in itertools.count(1):
+                    source.read(number)
+                    times.append(source.timestamp(number))
+        assert times == sorted(times) and all(time >= 0 for time in times)
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass

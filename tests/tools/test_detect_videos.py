@@ -1,0 +1,104 @@
+"""tools/detect_videos.py over a folder, with a detector that only notes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from encoded_videos import encode, moving_pictures, play
+from numbered_frames import write_pictures
+from stub_detector import NotingModel, make_cfg
+from tool_modules import import_tool
+
+from clab_d2.video import VideoDetector
+
+tool = import_tool("detect_videos")
+
+
+class Runs:
+    """The tool on a folder of two clips, one that is broken, and a folder of pictures."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.videos, self.results = folder / "videos", folder / "results"
+        (self.videos / "deep").mkdir(parents=True)
+        encode(self.videos / "a.mp4", moving_pictures(5))
+        encode(self.videos / "deep" / "b.mp4", moving_pictures(3))
+        write_pictures(self.videos / "pictures", [f"{n}.png" for n in range(4)])
+        (self.videos / "broken.mp4").write_text("no video")
+        self.seen: list[str] = []
+        monkeypatch.setattr(VideoDetector, "from_file", lambda path, options: self)
+        self.detector = VideoDetector(make_cfg(), NotingModel(), ["thing"])
+        self.class_names = self.detector.class_names
+        self.stop_in: str | None = None
+
+    def detect(self, source, mode, track):
+        self.seen.append(Path(source.name).name)
+        for result in self.detector.detect(source, mode, track):
+            if result.index == 2 and self.seen[-1] == self.stop_in:
+                raise KeyboardInterrupt
+            yield result
+
+    def __call__(self, *arguments: str) -> int:
+        words = ["--weights", "w", "--input", str(self.videos), "--output", str(self.results)]
+        return tool.main([*words, *arguments])
+
+    @property
+    def written(self) -> set[str]:
+        files = [p for p in self.results.rglob("*") if p.is_file()]
+        return {str(p.relative_to(self.results)) for p in files}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(tmp_path, monkeypatch)
+
+
+ALL = {"a.mp4.json", "deep/b.mp4.json", "pictures.json"}
+
+
+def test_a_bad_video_does_not_stop_the_others(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs() == 1
+    assert runs.written == ALL
+    output = capsys.readouterr()
+    assert "broken.mp4: cannot be opened as a video" in output.err
+    assert "3 videos written" in output.out and "1 failed" in output.out
+    assert len(json.loads((runs.results / "a.mp4.json").read_text())) == 5
+    (runs.videos / "broken.mp4").unlink()
+    runs.seen.clear()
+    assert runs() == 0  # all is done
+    assert runs.seen == []
+
+
+def test_goes_on_where_it_stopped(runs: Runs) -> None:
+    (runs.videos / "broken.mp4").unlink()
+    runs.stop_in = "b.mp4"
+    assert runs() == 130
+    assert runs.written == {"a.mp4.json", "deep/b.mp4.partial.json"}
+    runs.stop_in = None
+    runs.seen.clear()
+    assert runs() == 0
+    assert runs.seen == ["b.mp4", "pictures"]
+    assert runs.written == ALL
+
+
+def test_drawn_and_in_parts(runs: Runs) -> None:
+    (runs.videos / "broken.mp4").unlink()
+    arguments = ("--format", "cvat", "--draw")
+    assert runs("--part", "1/2", *arguments) == 0
+    assert runs.written == {"a.mp4.xml", "a.mp4.drawn.mp4", "pictures.xml", "pictures.drawn.mp4"}
+    assert runs("--part", "2/2", *arguments) == 0
+    assert runs.seen == ["a.mp4", "pictures", "b.mp4"]
+    assert len(play(runs.results / "deep" / "b.mp4.drawn.mp4")) == 3
+
+
+def test_mistakes_are_one_line(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--part", "3/2"], "write I/N"),
+        (["--score-threshold", "7"], "must be from 0 to 1"),
+        (["--input", str(runs.videos / "none")], "holds no video"),
+    ):
+        assert runs(*arguments) == 2
+        assert message in capsys.readouterr().err

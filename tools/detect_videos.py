@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""Detect in many videos: a result file each, and on with what is left when started again.
+
+    tools/detect_videos.py --weights model_final.pth --input videos/ --output results/
+    tools/detect_videos.py --weights W --input videos/ --output results/ --format cvat --draw
+    tools/detect_videos.py ... --part 2/4       (the second of four processes or machines)
+
+--input is a folder: each video file in it, and each folder of pictures, at any depth, is a video.
+clip.mp4 gives clip.mp4.json. A video whose result is there is passed over; one that can't be
+read is told, and does not stop the others. Exit status: 0 all done, 1 some failed, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, one_line
+from clab_d2.engine.plugins import add_import_option, import_plugins
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.video import (
+    FORMATS,
+    VideoDetector,
+    find_videos,
+    open_detections,
+    open_video,
+    open_writer,
+)
+from clab_d2.video.tracks import TRACKERS
+from clab_d2.visualization import DetectionDrawer, readable_scale
+
+EXIT_SOME_FAILED = 1
+EXIT_STOPPED = 130
+# Those of one file a video; the others make a folder, of which it does not show if it is whole.
+FILE_FORMATS = [name for name, kind in FORMATS.items() if kind.suffix]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, metavar="W", help="the trained model")
+    parser.add_argument("--input", required=True, metavar="FOLDER", help="the videos, see above")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="gets the results")
+    parser.add_argument(
+        "--format", choices=FILE_FORMATS, default="coco", help="of results (default: %(default)s)"
+    )
+    parser.add_argument("--draw", action="store_true", help="also write drawn MP4s")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="draw detections of at least this score, and have them in CVAT (default: %(default)s)",
+    )
+    parser.add_argument("--online", action="store_true", help="use past frames only")
+    parser.add_argument("--track", choices=sorted(TRACKERS), help="follow objects by this method")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N processes")
+    add_import_option(parser)
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys to change; must come last",
+    )
+    return parser
+
+
+def videos_of_part(videos: Sequence[Path], part: str) -> list[Path]:
+    """Every N-th video, from the I-th on.
+
+    Raises:
+        ConfigError: ``part`` is not I/N with I from 1 to N.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--part is {part}; write I/N with I from 1 to N, such as 2/4")
+    return list(videos[int(match[1]) - 1 :: int(match[2])])
+
+
+def detect_one(
+    args: argparse.Namespace, detector: VideoDetector, video: Path, output: Path
+) -> None:
+    """Write one video's results.
+
+    Raises:
+        DataError: it can't be read, or its results can't be written.
+    """
+    with open_video(video) as source, ExitStack() as stack:
+        writer = stack.enter_context(
+            open_detections(
+                output, args.format, source.name, detector.class_names, args.score_threshold
+            )
+        )
+        drawing = None
+        if args.draw:
+            # Finished before the result file, which says that all of the video is done.
+            drawing = stack.enter_context(open_writer(drawn_path(output), source.fps))
+        mode = "online" if args.online else "offline"
+        results = detector.detect(source, mode, track=args.track or False)
+        stack.callback(results.close)
+        for result in results:
+            writer.write(result)
+            if drawing is not None:
+                scale = readable_scale(*result.image.shape[:2])
+                drawing.write(result.draw(args.score_threshold, scale))
+
+
+def drawn_path(output: Path) -> Path:
+    """``clip.mp4.json`` -> ``clip.mp4.drawn.mp4``."""
+    return output.with_name(f"{output.stem}.drawn.mp4")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 0 <= args.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold is {args.score_threshold}; it must be from 0 to 1")
+    root = Path(args.input)
+    # Results may lie among the videos, and drawn ones are no videos to detect in.
+    found = [video for video in find_videos(root) if not video.name.endswith(".drawn.mp4")]
+    if not found:
+        raise DataError(f"{root}: holds no video file and no folder of pictures; check the path")
+    suffix = FORMATS[args.format].suffix
+    videos = videos_of_part(found, args.part)
+    outputs = {
+        video: Path(args.output) / f"{os.path.relpath(video, root)}{suffix}" for video in videos
+    }
+    left = [video for video in videos if not outputs[video].exists()]
+    print(f"{len(videos)} videos, {len(videos) - len(left)} of them done before")
+    if not left:
+        return 0
+    if args.draw:
+        DetectionDrawer()  # needs a package of an extra
+    import_plugins(args.imports)
+    detector = VideoDetector.from_file(args.weights, options=args.opts)
+    failed = []
+    try:
+        with logging_redirect_tqdm([logging.getLogger("clab_d2")]):
+            for video in tqdm(left, unit="video"):
+                try:
+                    detect_one(args, detector, video, outputs[video])
+                except Exception as error:  # whatever it is, the next video may be well
+                    failed.append(video)
+                    tqdm.write(f"failed: {one_line(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the next video", file=sys.stderr)
+        return EXIT_STOPPED
+    print(f"{len(left) - len(failed)} videos written to {args.output}, {len(failed)} failed")
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    try:
+        return run(args)
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def set_up() -> None:
+    """Once, where this is the process's command."""
+    setup_logger(name="clab_d2")
+    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+
+if __name__ == "__main__":
+    set_up()
+    sys.exit(main())
