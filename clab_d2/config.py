@@ -23,6 +23,7 @@ def add_clab_config(cfg: CN) -> None:
     _add_data_keys(cfg)
     _add_model_keys(cfg)
     _add_solver_keys(cfg)
+    _add_log_keys(cfg)
 
 
 def get_clab_cfg() -> CN:
@@ -274,3 +275,16 @@ def _add_solver_keys(cfg: CN) -> None:
 
     # Iterations between two lines of progress (and two rows of metrics.json).
     cfg.SOLVER.LOG_PERIOD = 20
+
+
+def _add_log_keys(cfg: CN) -> None:
+    # Services that get losses and metrics, too: "wandb" (Weights & Biases), "mlflow". Their own
+    # environment variables say where they are (WANDB_MODE, MLFLOW_TRACKING_URI).
+    cfg.LOG = CN()
+    cfg.LOG.SERVICES = []
+    # What they file the run under; it is called after OUTPUT_DIR.
+    cfg.LOG.PROJECT = "clab_d2"
+
+    # Frames of each test dataset that TensorBoard gets with their detections at every evaluation of
+    # a training, always the same ones; 0: none.
+    cfg.LOG.PICTURES = 8

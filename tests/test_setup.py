@@ -113,6 +113,8 @@ def test_constraints_hold_a_version_in_range_of_all_that_is_required(
     for text in declared["Requires-Dist"]:
         requirement = Requirement(text)  # those of the extra `dev` included
         name = canonicalize_name(requirement.name)
+        if any(is_of_extra(requirement, extra) for extra in ("wandb", "mlflow")):
+            continue  # large, and for few: the setup of the tests goes without
         exact = of_site if is_of_extra(requirement, "docs") else versions
         assert name in exact, f"constraints.txt (or docs/requirements.txt) lacks {name}"
         assert exact[name] in requirement.specifier, f"{name}: {exact[name]}"
@@ -152,6 +154,7 @@ def test_what_is_imported_is_declared(
     imports = third_party_imports(ROOT / folder)
     assert imports
     packages = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "PyYAML"}
+    packages["mlflow"] = "mlflow-skinny"
     undeclared = {
         f"{module} ({path.relative_to(ROOT)})"
         for module, path in imports.items()

@@ -21,6 +21,7 @@ from clab_d2.data.frames import IMAGE_FORMATS
 from clab_d2.data.reference_sampling import build_reference_sampling
 from clab_d2.data.training_order import TRAINING_SAMPLERS, factors_of_datasets
 from clab_d2.engine.optimizer import OPTIMIZERS
+from clab_d2.engine.service_writers import check_services
 from clab_d2.engine.test_time_augmentation import views_of
 from clab_d2.errors import ConfigError, PartError
 from clab_d2.modeling.aggregation.base import (
@@ -260,6 +261,11 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU; set it False for MODEL.DEVICE cpu")
 
 
+def _check_log(cfg: CfgNode) -> None:
+    check_services(list(cfg.LOG.SERVICES))
+    _at_least("LOG.PICTURES", cfg.LOG.PICTURES, 0)
+
+
 _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_names,
     _check_choices,
@@ -270,4 +276,5 @@ _CHECKS: tuple[Callable[[CfgNode], None], ...] = (
     _check_features,
     _check_contrastive,
     _check_solver,
+    _check_log,
 )

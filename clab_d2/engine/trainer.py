@@ -22,7 +22,12 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
@@ -53,10 +58,12 @@ from clab_d2.engine.hooks import (
 )
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
+from clab_d2.engine.service_writers import build_service_writers
 from clab_d2.engine.size_check import finest_stride
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DataError, DivergenceError
 from clab_d2.evaluation import VIDEvaluator
+from clab_d2.evaluation.pictures import DetectionPictures
 from clab_d2.modeling import prepare_for_inference
 from clab_d2.modeling.optimize import to_channels_last
 from clab_d2.postprocessing import PostProcessResults, build_postprocessing
@@ -190,6 +197,7 @@ class Trainer(DefaultTrainer):
         # A resumed training takes out of its logs what lies beyond the checkpoint.
         purge_step = self.start_iter if self._resumes else None
         return [
+            *build_service_writers(self.cfg, resumes=self.start_iter > 0),
             CommonMetricPrinter(self.max_iter),
             JSONWriter(os.path.join(output_dir, "metrics.json")),
             TensorboardXWriter(output_dir, purge_step=purge_step),
@@ -204,8 +212,16 @@ class Trainer(DefaultTrainer):
         return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter)
 
     def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        evaluators = [self._build_evaluator_with_pictures(n) for n in self.cfg.DATASETS.TEST]
+        self._last_eval_results = self.test(self.cfg, self.model, evaluators)
         return self._last_eval_results
+
+    def _build_evaluator_with_pictures(self, dataset_name: str) -> DatasetEvaluator:
+        evaluator = self.build_evaluator(self.cfg, dataset_name)
+        number = self.cfg.LOG.PICTURES
+        if not number:
+            return evaluator
+        return DatasetEvaluators([evaluator, DetectionPictures(dataset_name, number)])
 
     def _metrics(self) -> dict[str, Any]:
         return getattr(self, "_last_eval_results", None) or {}

@@ -24,6 +24,7 @@ from clab_d2.study.plan import Run, Study
 # Keys that change no figure: where a run is, on what, and how often it says so.
 _IRRELEVANT = {
     "OUTPUT_DIR", "MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "VIS_PERIOD",
+    "LOG.SERVICES", "LOG.PROJECT", "LOG.PICTURES",
 }  # fmt: skip
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -123,6 +123,8 @@ def test_losses_and_contrastive_weight_are_logged(trained: Path) -> None:
     events = EventAccumulator(str(trained))
     events.Reload()
     assert wanted <= set(events.Tags()["scalars"])
+    shown = [tag for tag in events.Tags()["images"] if tag.startswith("detections/tiny/")]
+    assert len(shown) == 8  # of 9 frames
     weights = [event.value for event in events.Scalars("contrastive/weight")]
     assert weights == pytest.approx([row["contrastive/weight"] for row in table])
 
