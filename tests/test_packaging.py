@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_videos import make_tiny_videos
 
 import clab_d2
 from clab_d2_cli.commands import find_commands
@@ -172,6 +173,20 @@ def test_evaluate_with_the_installed_package(installed: Installed) -> None:
     assert 45 < metrics["bbox"]["AP50"] < 55  # one of two
     lost = installed.clab_d2("evaluate", "--annotations", "none.json", "--predictions", "x.json")
     assert lost.returncode == 2 and lost.stderr.startswith("error: none.json")
+
+
+def test_training_in_two_processes_with_the_installed_package(installed: Installed) -> None:
+    """They import the tool by its name in the package; the config is one of its own."""
+    videos = make_tiny_videos(installed.elsewhere)
+    done = installed.clab_d2(
+        *("train", "--config-file", "quick_schedules/clab_quick.yaml", "--num-gpus", "2"),
+        *("--eval-only", *videos.options, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "World size: 2" in done.stdout
+    assert done.stderr.splitlines()[-1] == (
+        "error: --eval-only needs weights; add MODEL.WEIGHTS path/to/model_final.pth"
+    )
 
 
 def test_citation_and_changelog_are_of_this_version() -> None:

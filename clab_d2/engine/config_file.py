@@ -46,13 +46,7 @@ def load_config(
     Raises:
         ConfigError, DataError: one line on what is wrong, and the remedy.
     """
-    if not config_file:
-        raise ConfigError("no config given; add --config-file, such as configs/MiniVID/clab.yaml")
-    if not os.path.isfile(config_file):
-        try:
-            config_file = str(find_config(config_file))
-        except ConfigError as error:
-            raise ConfigError(f"{config_file}: there is no such config file, and {error}") from None
+    config_file = find_config_file(config_file)
     check_yaml(config_file)
     cfg = get_clab_cfg()
     _merge(config_file, functools.partial(_merge_file, cfg), config_file)
@@ -64,6 +58,22 @@ def load_config(
         register_datasets_from_config(cfg)
         check_num_classes(cfg)
     return cfg
+
+
+def find_config_file(config_file: str) -> str:
+    """The path of a config: the file itself or, where there is none, the package's of that name.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if not config_file:
+        raise ConfigError("no config given; add --config-file, such as configs/MiniVID/clab.yaml")
+    if os.path.isfile(config_file):
+        return config_file
+    try:
+        return str(find_config(config_file))
+    except ConfigError as error:
+        raise ConfigError(f"{config_file}: there is no such config file, and {error}") from None
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:

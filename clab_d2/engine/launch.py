@@ -23,7 +23,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from clab_d2.data import register_datasets_from_config
-from clab_d2.engine.config_file import load_config
+from clab_d2.engine.config_file import find_config_file, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.engine.processes import start_processes
 from clab_d2.errors import ConfigError, DataError, DivergenceError
@@ -80,6 +80,7 @@ def run(main: Main, args: argparse.Namespace) -> int:
         try:
             _check_counts(args)
             import_plugins(args.imports)
+            args.config_file = find_config_file(args.config_file)  # which is logged, too
             cfg = load_config(args.config_file, args.opts, args.num_gpus * args.num_machines)
             _check_processes(args, cfg)
             _check_output_dir(cfg.OUTPUT_DIR)
