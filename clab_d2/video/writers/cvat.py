@@ -53,6 +53,8 @@ class CVATWriter(FileDetectionWriter):
         self._source = one_line(PurePath(source).name or source)
         self._labels = [one_line(name) for name in class_names]
         self._open: dict[int, _Track] = {}
+        # Of the frame before: where they end, only the next frame shows; the last has none.
+        self._alone: list[_Track] = []
         self._num_tracks = 0
         self._has_meta = False
         super().__init__(path, _HEAD, _END)
@@ -60,12 +62,13 @@ class CVATWriter(FileDetectionWriter):
     def _write(self, result: FrameResult) -> None:
         if not self._has_meta:
             self._write_meta(*result.image.shape[:2])
-        ended: list[str] = []
+        ended = [self._close(track, result.index) for track in self._alone]
+        self._alone = []
         seen: set[int] = set()
         for found in detections_of(result, self._score_threshold):
             if found.track_id is None or found.track_id in seen:
-                alone = _Track(found.class_name, [_box(result.index, found)], found)
-                ended.append(self._close(alone, result.index + 1))
+                box = _box(result.index, found)
+                self._alone.append(_Track(found.class_name, [box], found))
                 continue
             seen.add(found.track_id)
             track = self._open.get(found.track_id)
@@ -105,7 +108,8 @@ class CVATWriter(FileDetectionWriter):
         """The end of a file in which the tracks that are open go on no longer."""
         before = self._num_tracks
         # Nothing comes after the last frame, where CVAT would have an "outside" box.
-        tracks = [self._close(_Track(track.label, track.lines), 0) for track in self._open.values()]
+        going_on = [*self._open.values(), *self._alone]
+        tracks = [self._close(_Track(track.label, track.lines), 0) for track in going_on]
         self._num_tracks = before
         return "".join(tracks) + _END
 
