@@ -99,8 +99,8 @@ setup(
     entry_points={"console_scripts": ["clab-d2=clab_d2_cli.main:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
-        # Drawing detections, results for supervision's other tools, and the cuts of films.
-        "video": ["supervision>=0.31.2", "scenedetect>=0.7.2"],
+        # Drawing detections, and results for supervision's other tools.
+        "video": ["supervision>=0.31.2"],
         # Tracks in videos, and HOTA, MOTA and IDF1 of them.
         "track": ["trackers>=2.6.1", "trackeval>=1.3.0"],
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
