@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="bytetrack",
         choices=TRACKERS,
-        metavar="METHOD",
+        metavar="NAME",
         help=f"give objects numbers that they keep: {', '.join(TRACKERS)} (default: %(const)s)",
     )
     parser.add_argument(
