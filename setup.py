@@ -103,6 +103,8 @@ setup(
         "video": ["supervision>=0.31.2"],
         # Tracks in videos, and HOTA, MOTA and IDF1 of them.
         "track": ["trackers>=2.6.1", "trackeval>=1.3.0"],
+        # tools/serve.py, the page in the browser.
+        "web": ["gradio>=6.31.0,<7"],
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
         "fast": ["numba>=0.60"],
         # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.
@@ -112,6 +114,6 @@ setup(
         "mlflow": ["mlflow-skinny>=3.17.2"],
         # The documentation site; `make docs` installs it, in the versions of docs/requirements.txt.
         "docs": ["sphinx>=8.1.3", "myst-parser>=4.0.1", "furo>=2025.12.19", "docutils>=0.21.2"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "playwright"],
     },
 )
