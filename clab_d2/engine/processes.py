@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -89,9 +90,12 @@ def _cpu_process(
         function(*args)
         comm.synchronize()  # none leaves while another still waits for it
     finally:
-        # Its threads would otherwise be running when Python ends, which at times aborts the process
-        # ("terminate called without an active exception").
+        # The groups' threads would otherwise be running when Python ends, which at times aborts the
+        # process ("terminate called without an active exception"). Detectron2 holds the local group
+        # in a global of its own that nothing else lets go of, and with it the store of all groups.
         torch.distributed.destroy_process_group()
+        comm._LOCAL_PROCESS_GROUP = None
+        gc.collect()
 
 
 def _free_port() -> int:

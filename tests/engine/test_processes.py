@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing.util
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils import comm
 
+from clab_d2.engine import processes
 from clab_d2.engine.processes import start_processes
 
 PRETEND = """
@@ -87,3 +89,20 @@ def test_gpus_are_detectron2s(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_machines_need_a_place_to_meet() -> None:
     with pytest.raises(ValueError, match="dist_url"):
         start_processes(note, (), device="cpu", num_processes=1, num_machines=2)
+
+
+def test_no_thread_is_left_that_could_abort_pythons_end() -> None:
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("threads are told by /proc, which is not here")
+    url = f"tcp://127.0.0.1:{processes._free_port()}"
+    during: list[str] = []
+
+    def names() -> list[str]:
+        return [(task / "comm").read_text() for task in tasks.iterdir()]
+
+    processes._cpu_process(
+        0, lambda: during.extend(names()), (), 0, 1, 1, url, timedelta(seconds=60)
+    )
+    assert any("store" in name or "gloo" in name for name in during)
+    assert not any("store" in name or "gloo" in name for name in names())

@@ -144,8 +144,8 @@ def test_from_another_folder_with_nothing_else_at_hand(
     assert done.returncode == 0, done.stderr
     assert len(play(here / "drawn.mp4")) == len(PICTURES)
     found = json.loads((here / "f.json").read_text())
-    assert found["class_names"] == list(CLASSES)
-    assert sum(len(frame["detections"]) for frame in found["frames"]) > 50
+    assert {detection["category"] for detection in found} <= set(CLASSES)
+    assert len(found) > 50
     assert sorted(p.name for p in here.iterdir()) == [
         "clip.mp4", "drawn.mp4", "f.json", "model_final.pth",
     ]  # fmt: skip
@@ -176,7 +176,8 @@ def test_with_a_config_the_names_still_come_from_the_file(
     arguments += ["--input", str(clip), "--output", str(tmp_path / "out.mp4")]
     arguments += ["--json", str(tmp_path / "f.json"), "--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
     assert demo.main([*arguments, "MODEL.DEVICE", "cpu", *gone]) == 0
-    assert json.loads((tmp_path / "f.json").read_text())["class_names"] == list(CLASSES)
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found and {detection["category"] for detection in found} <= set(CLASSES)
 
 
 def test_files_that_say_nothing_of_their_config(

@@ -17,6 +17,7 @@ import torch
 from detectron2.modeling import build_model
 from tool_modules import import_tool
 
+from clab_d2 import config
 from clab_d2.checkpoint.model_file import ModelCard, write_model_file
 from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.engine.launch import load_config
@@ -30,7 +31,10 @@ needs_gradio = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def weights(config_file: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"], needs_datasets=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # Keys of plug-ins that another test has imported: the page's own process has not.
+        patch.setattr(config, "_extensions", {})
+        cfg = load_config(config_file, ["MODEL.DEVICE", "cpu"], needs_datasets=False)
     names = [f"thing {n}" for n in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model_final.pth"
