@@ -13,10 +13,10 @@ HERE = Path(__file__).resolve().parent
 
 def read_version() -> str:
     """The version, read as text: importing the package would need all that it depends on."""
-    source = (HERE / "clab_d2" / "__init__.py").read_text(encoding="utf-8")
+    source = (HERE / "clab_d2" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
     if match is None:
-        raise SystemExit('clab_d2/__init__.py: no line __version__ = "..."')
+        raise SystemExit('clab_d2/version.py: no line __version__ = "..."')
     return match.group(1)
 
 

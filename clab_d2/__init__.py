@@ -18,6 +18,7 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 from clab_d2 import data, modeling  # noqa: E402, F401  (registers datasets and models)
 from clab_d2.config import add_clab_config, extend_config, get_clab_cfg  # noqa: E402
+from clab_d2.version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from clab_d2 import model_zoo
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FrameResult",
     "VideoDetector",
+    "__version__",
     "add_clab_config",
     "extend_config",
     "get_clab_cfg",
     "model_zoo",
 ]
-__version__ = "0.1.0"
 
 # Looked up at first use, so that a training does not import what only detection in videos needs.
 _LAZY = {

@@ -157,7 +157,11 @@ def demo(output: Path) -> list[Path]:
 
 
 def draw_clip(weights: Path, clip: Path, output: Path) -> None:
-    run("tools/demo.py", "--weights", weights, "--input", clip, "--output", output)
+    """Detections in all of a clip; after so few frames to learn from, only those that are sure."""
+    run(
+        "tools/demo.py", "--weights", weights, "--input", clip, "--output", output,
+        "--score-threshold", "0.7",
+    )  # fmt: skip
 
 
 def clip_demo(output: Path) -> list[Path]:

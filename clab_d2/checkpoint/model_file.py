@@ -20,10 +20,10 @@ import detectron2
 import torch
 from torch import Tensor
 
-import clab_d2
 from clab_d2.checkpoint.safetensors_file import SUFFIX, write_safetensors
 from clab_d2.errors import DataError
 from clab_d2.io import atomic_write
+from clab_d2.version import __version__
 
 CARD_KEY = "clab_d2"
 FORMAT = 1
@@ -147,7 +147,7 @@ def _finite(value: Any) -> Any:
 
 def _versions() -> dict[str, str]:
     return {
-        "clab_d2": clab_d2.__version__,
+        "clab_d2": __version__,
         "detectron2": detectron2.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

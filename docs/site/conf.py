@@ -18,7 +18,7 @@ project = "clab_d2"
 author = "the authors of clab_d2"
 copyright = author
 release = re.search(
-    r'^__version__ = "(.+)"$', (ROOT / "clab_d2" / "__init__.py").read_text(), re.MULTILINE
+    r'^__version__ = "(.+)"$', (ROOT / "clab_d2" / "version.py").read_text(), re.MULTILINE
 )[1]
 
 extensions = [

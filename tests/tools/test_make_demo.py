@@ -68,7 +68,7 @@ def test_the_street_is_trained_on_and_drawn(
     assert first["file_name"].startswith(f"{clip}#")
     assert ran[-1] == [
         "tools/demo.py", "--weights", str(output / "model_final.pth"),
-        "--input", str(clip), "--output", str(drawn),
+        "--input", str(clip), "--output", str(drawn), "--score-threshold", "0.7",
     ]  # fmt: skip
 
 
