@@ -45,11 +45,12 @@ def golden() -> Callable[[str], Path]:
 @pytest.fixture(autouse=True)
 def settings_of_the_log() -> Iterator[None]:
     """Tools run in the tests' process set them, and later tests look for messages."""
-    log = logging.getLogger("clab_d2")
-    level, propagate = log.level, log.propagate
+    logs = [logging.getLogger(name) for name in ("clab_d2", "detectron2", "fvcore")]
+    before = [(log.level, log.propagate) for log in logs]
     yield
-    log.setLevel(level)
-    log.propagate = propagate
+    for log, (level, propagate) in zip(logs, before, strict=True):
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 _numbers = itertools.count()
