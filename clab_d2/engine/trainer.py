@@ -63,7 +63,7 @@ from clab_d2.engine.size_check import finest_stride
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DataError, DivergenceError
 from clab_d2.evaluation import VIDEvaluator
-from clab_d2.evaluation.pictures import DetectionPictures
+from clab_d2.evaluation.pictures import DetectionPictures, number_to_draw
 from clab_d2.modeling import prepare_for_inference
 from clab_d2.modeling.optimize import to_channels_last
 from clab_d2.postprocessing import PostProcessResults, build_postprocessing
@@ -91,6 +91,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._resumes = False
+        self._num_pictures = number_to_draw(cfg.LOG.PICTURES)
 
         # The model first: it takes seconds, and knows of contradictions in the config.
         model = self.build_model(cfg)
@@ -218,10 +219,9 @@ class Trainer(DefaultTrainer):
 
     def _build_evaluator_with_pictures(self, dataset_name: str) -> DatasetEvaluator:
         evaluator = self.build_evaluator(self.cfg, dataset_name)
-        number = self.cfg.LOG.PICTURES
-        if not number:
+        if not self._num_pictures:
             return evaluator
-        return DatasetEvaluators([evaluator, DetectionPictures(dataset_name, number)])
+        return DatasetEvaluators([evaluator, DetectionPictures(dataset_name, self._num_pictures)])
 
     def _metrics(self) -> dict[str, Any]:
         return getattr(self, "_last_eval_results", None) or {}

@@ -15,14 +15,29 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from clab_d2.data.frames import read_frame
-from clab_d2.errors import DataError
-from clab_d2.visualization import draw_detections, enlarge, readable_scale
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.visualization import DetectionDrawer, draw_detections, enlarge, readable_scale
 
 logger = logging.getLogger(__name__)
 
 #: The longer side that a picture has at most, in pixels: TensorBoard's files hold them whole.
 LONGEST_SIDE = 800
 _SCORE_THRESHOLD = 0.5
+
+
+def number_to_draw(wanted: int) -> int:
+    """How many pictures can be drawn: none, with a line in the log, where what draws is missing.
+
+    Asked before a training, which is not to end at its evaluation for want of a picture.
+    """
+    if not wanted:
+        return 0
+    try:
+        DetectionDrawer()
+    except ConfigError as error:
+        logger.warning("No pictures in TensorBoard: %s; or set LOG.PICTURES 0", error)
+        return 0
+    return wanted
 
 
 class DetectionPictures(DatasetEvaluator):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,7 @@ from clab_d2 import get_clab_cfg
 from clab_d2.data import register_datasets_from_config
 from clab_d2.engine import Trainer
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.evaluation import VIDEvaluator
 
 SEEN: list[str] = []
 
@@ -289,7 +292,7 @@ def test_a_checkpoint_that_does_not_say_its_schedule_is_warned_of(
     assert "did not note the number of processes" in caplog.text
     caplog.clear()
     trainer.load_state_dict(trainer.state_dict())
-    assert "number of processes" not in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_file_that_will_not_be_enough_is_told_of_before(
@@ -322,3 +325,18 @@ def test_channels_last_in_training(cfg: CfgNode, wanted: bool) -> None:
     cfg.SOLVER.CHANNELS_LAST = wanted
     weight = Trainer(cfg).model.backbone.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == wanted
+
+
+def test_without_what_draws_a_training_goes_without_pictures(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """supervision comes with an extra: its absence must not end a training at its evaluation."""
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    trainer = Trainer(cfg)
+    assert 'pip install "clab_d2[video]"' in caplog.text and "LOG.PICTURES" in caplog.text
+    (name,) = cfg.DATASETS.TRAIN
+    assert isinstance(trainer._build_evaluator_with_pictures(name), VIDEvaluator)
+    caplog.clear()
+    cfg.LOG.PICTURES = 0
+    Trainer(cfg)
+    assert "LOG.PICTURES" not in caplog.text
