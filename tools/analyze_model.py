@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError
 from clab_d2.inspection.model_analysis import ModelAnalysis, PassCost, analyze_model
@@ -43,9 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--uncounted", action="store_true", help="list the operators that have no count"
     )
     add_import_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
-    )
+    add_key_value_option(parser)
     return parser
 
 
@@ -102,13 +100,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 def set_up() -> None:

@@ -30,7 +30,7 @@ from tabulate import tabulate
 
 from clab_d2 import benchmark
 from clab_d2.benchmark import OURS, PLAIN, SINGLE, Setting
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.io import atomic_write, write_json
 
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("output/benchmark"), help="folder (%(default)s)"
     )
     add_import_option(parser)
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
+    add_key_value_option(parser)
     return parser
 
 
@@ -262,13 +262,8 @@ def draw(figures: dict[str, Any], file: Path) -> None:
         figure.savefig(stream, dpi=120, format="png")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        figures = measure(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+def run(args: argparse.Namespace) -> None:
+    figures = measure(args)
     text = tables(figures)
     print(text)
     write_json(args.output / "benchmark.json", figures, indent=1)
@@ -276,7 +271,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         file.write(text)
     draw(figures, args.output / "benchmark.png")
     print(f"written: {args.output}/benchmark.{{json,md,png}}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import clab_d2  # noqa: F401  (registers the built-in datasets)
 from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.object_sizes import ObjectBoxes
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.engine.size_check import size_report
 from clab_d2.errors import ConfigError, DataError
@@ -56,9 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--config-file", metavar="C", help="compare object sizes with this config's model"
     )
     add_import_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
-    )
+    add_key_value_option(parser)
     return parser
 
 
@@ -167,12 +165,7 @@ def check(args: argparse.Namespace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        return 0 if check(args) else 1
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return exit_status(lambda args: 0 if check(args) else 1, parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -21,16 +21,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
@@ -42,6 +40,12 @@ from clab_d2.video import (
     open_detections,
     open_video,
     open_writer,
+)
+from clab_d2.video.command_line import (
+    add_score_threshold,
+    build_detector,
+    check_score_threshold,
+    set_up,
 )
 from clab_d2.video.tracks import TRACKERS
 from clab_d2.visualization import DetectionDrawer, DrawStyle, readable_scale
@@ -69,14 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"give objects numbers that they keep: {', '.join(TRACKERS)} (default: %(const)s)",
     )
-    parser.add_argument(
-        "--score-threshold",
-        type=float,
-        default=0.5,
-        metavar="S",
-        help="draw detections of at least this score, and have them in CVAT, LabelMe and YOLO "
-        "(default: %(default)s)",
-    )
+    add_score_threshold(parser, "CVAT, LabelMe and YOLO")
     for name, kind in FORMATS.items():
         parser.add_argument(
             f"--{OPTION_OF_FORMAT.get(name, name)}",
@@ -106,21 +103,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     add_import_option(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys to change; must come last",
-    )
+    add_key_value_option(parser)
     return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     if not args.weights and not args.config_file:
         raise ConfigError("no model given; add --weights, such as output/demo/model_final.pth")
-    if not 0 <= args.score_threshold <= 1:
-        raise ConfigError(f"--score-threshold is {args.score_threshold}; it must be from 0 to 1")
+    check_score_threshold(args)
     if args.scale is not None and not 0 < args.scale <= 16:
         raise ConfigError(f"--scale is {args.scale}; it must be above 0 and at most 16")
     for name, value, most in (
@@ -175,13 +165,6 @@ def run(args: argparse.Namespace) -> int:
         return 0 if complete or source.num_frames is None else 130
 
 
-def build_detector(args: argparse.Namespace) -> VideoDetector:
-    if not args.config_file:
-        return VideoDetector.from_file(args.weights, options=args.opts)
-    options = [*args.opts, *(("MODEL.WEIGHTS", args.weights) if args.weights else ())]
-    return VideoDetector(load_config(args.config_file, options, needs_datasets=False))
-
-
 def detect(
     args: argparse.Namespace,
     detector: VideoDetector,
@@ -217,20 +200,7 @@ def detect(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        return run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-
-
-def set_up() -> None:
-    """Once, where this is the process's command."""
-    setup_logger(name="clab_d2")
-    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status, one_line
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
@@ -37,6 +35,7 @@ from clab_d2.video import (
     open_video,
     open_writer,
 )
+from clab_d2.video.command_line import add_score_threshold, check_score_threshold, set_up
 from clab_d2.video.tracks import TRACKERS
 from clab_d2.visualization import DetectionDrawer, readable_scale
 
@@ -57,24 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--format", choices=FILE_FORMATS, default="coco", help="of results (default: %(default)s)"
     )
     parser.add_argument("--draw", action="store_true", help="also write drawn MP4s")
-    parser.add_argument(
-        "--score-threshold",
-        type=float,
-        default=0.5,
-        metavar="S",
-        help="draw detections of at least this score, and have them in CVAT (default: %(default)s)",
-    )
+    add_score_threshold(parser, "CVAT")
     parser.add_argument("--online", action="store_true", help="use past frames only")
     parser.add_argument("--track", choices=sorted(TRACKERS), help="follow objects by this method")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N processes")
     add_import_option(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys to change; must come last",
-    )
+    add_key_value_option(parser)
     return parser
 
 
@@ -124,8 +111,7 @@ def drawn_path(output: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not 0 <= args.score_threshold <= 1:
-        raise ConfigError(f"--score-threshold is {args.score_threshold}; it must be from 0 to 1")
+    check_score_threshold(args)
     root = Path(args.input)
     # Results may lie among the videos, and drawn ones are no videos to detect in.
     found = [video for video in find_videos(root) if not video.name.endswith(".drawn.mp4")]
@@ -161,20 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        return run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-
-
-def set_up() -> None:
-    """Once, where this is the process's command."""
-    setup_logger(name="clab_d2")
-    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import exit_status, load_config
 from clab_d2.errors import DataError
 from clab_d2.evaluation import Detections, GroundTruth, compute_metrics
 from clab_d2.video import VideoDetector, open_video, open_writer
-from clab_d2.visualization import draw_detections, readable_scale, write_caption
+from clab_d2.visualization import readable_scale, write_caption
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_VID = Path("datasets/mini_vid")
@@ -104,9 +104,8 @@ def draw_validation_videos(weights: Path, output: Path) -> None:
     with open_writer(ROOT / output, fps=8) as writer:
         for video in tqdm(chosen, desc="drawing validation videos", unit="video"):
             with open_video(ROOT / MINI_VID / "Data" / "VID" / video["name"]) as source:
-                for frame, instances in detector.detect(source):
-                    scale = readable_scale(*frame.shape[:2])
-                    drawn = draw_detections(frame, instances, detector.class_names, 0.5, scale)
+                for result in detector.detect(source):
+                    drawn = result.draw(scale=readable_scale(*result.image.shape[:2]))
                     writer.write(write_caption(drawn, video["name"].rsplit("/", 1)[-1]))
 
 
@@ -177,6 +176,13 @@ def clip_demo(output: Path) -> list[Path]:
     return [drawn]
 
 
+def make(args: argparse.Namespace) -> None:
+    files = clip_demo(args.output) if args.clip else demo(args.output)
+    print("\nTo look at:")
+    for path in files:
+        print(f"  {path}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -185,16 +191,7 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)"
     )
-    args = parser.parse_args()
-    try:
-        files = clip_demo(args.output) if args.clip else demo(args.output)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print("\nTo look at:")
-    for path in files:
-        print(f"  {path}")
-    return 0
+    return exit_status(make, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, one_line
+from clab_d2.engine.launch import exit_status
 from clab_d2.errors import ConfigError
 from clab_d2.inspection.training_history import (
     DEFAULT_METRICS,
@@ -61,13 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -12,20 +12,17 @@ docs/serve.md shows it.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status, one_line
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError
 from clab_d2.optional import import_optional
 from clab_d2.video import VideoDetector
+from clab_d2.video.command_line import set_up
 from clab_d2.web.video_job import Limits
 from clab_d2.web.workspace import Workspace
 
@@ -51,9 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of a video (default: %(default)s)",
     )  # fmt: skip
     add_import_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
-    )
+    add_key_value_option(parser)
     return parser
 
 
@@ -107,21 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
-
-
-def set_up() -> None:
-    """Once, where this is the process's command."""
-    setup_logger(name="clab_d2")
-    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

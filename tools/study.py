@@ -27,7 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clab_d2.engine import add_import_option, import_plugins
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, one_line
+from clab_d2.engine.launch import exit_status
 from clab_d2.errors import ConfigError
 from clab_d2.study.plan import Run, Study, load_study
 from clab_d2.study.plots import draw_report
@@ -249,20 +249,19 @@ def tables_only(args: argparse.Namespace, study: Study) -> None:
     make_tables(args, study, results)
 
 
+def run(args: argparse.Namespace) -> int:
+    study = read_study(args)
+    if args.tables_only is not None:
+        tables_only(args, study)
+        return 0
+    import_plugins(args.imports)
+    return run_study(args, study)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
     # What configs give to warn of stands in each run's log.
     logging.getLogger("clab_d2").setLevel(logging.ERROR)
-    try:
-        study = read_study(args)
-        if args.tables_only is not None:
-            tables_only(args, study)
-            return 0
-        import_plugins(args.imports)
-        return run_study(args, study)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

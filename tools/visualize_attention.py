@@ -17,13 +17,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.inspection.attention import KeyFrameAttention
 from clab_d2.inspection.attention_drawing import attention_figure
 from clab_d2.io import atomic_write
-from clab_d2.video import VideoDetector, open_video
+from clab_d2.video import open_video
+from clab_d2.video.command_line import build_detector
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,9 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--references", type=int, default=5, metavar="N", help="frames to show")
     parser.add_argument("--proposals", type=int, default=4, metavar="N", help="to show of each")
     add_import_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
-    )
+    add_key_value_option(parser)
     return parser
 
 
@@ -58,13 +57,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--references and --proposals must be at least 1")
     if args.detection is not None and args.class_name is not None:
         raise ConfigError("--detection and --class choose twice; give one of them")
-
-
-def build_detector(args: argparse.Namespace) -> VideoDetector:
-    if not args.config_file:
-        return VideoDetector.from_file(args.weights, options=args.opts)
-    options = [*args.opts, "MODEL.WEIGHTS", args.weights]
-    return VideoDetector(load_config(args.config_file, options, needs_datasets=False))
 
 
 def choose(args: argparse.Namespace, frame: KeyFrameAttention, names: Sequence[str]) -> int:
@@ -125,13 +117,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 def set_up() -> None:

@@ -27,7 +27,7 @@ from detectron2.structures import BoxMode
 
 from clab_d2.data import VIDDatasetMapper
 from clab_d2.data.clip_augmentation import ClipAugmentation, ClipTransform
-from clab_d2.engine.launch import EXIT_USER_ERROR, USER_ERRORS, load_config, one_line
+from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
@@ -166,9 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", type=int, default=5, metavar="N", help="frames a line")
     parser.add_argument("--seed", type=int, default=0, help="which clips, and which augmentation")
     add_import_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="must come last"
-    )
+    add_key_value_option(parser)
     return parser
 
 
@@ -219,13 +217,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_status(run, make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,33 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_key_value_option(parser: argparse.ArgumentParser) -> None:
+    """Give a tool the option ``--opts KEY VALUE ...`` (``args.opts``)."""
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys to change; must come last",
+    )
+
+
+def exit_status(tool: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Run a tool of one process; a mistake of the user's is printed as one line.
+
+    Args:
+        tool: does the work; returns an exit status, or None for 0.
+        args: its command line.
+
+    Returns:
+        Exit status: the tool's, or 2 for a mistake of the user's.
+    """
+    try:
+        return tool(args) or 0
+    except USER_ERRORS as error:
+        return _report(one_line(error))
+
+
 def setup_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What each process of a job does first: loggers, seeds, datasets, threads."""
     # What Detectron2 calls by an old name works all the same.

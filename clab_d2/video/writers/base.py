@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from clab_d2.errors import DataError
 from clab_d2.video.result import FrameResult
-from clab_d2.video.writers.files import GrowingFile, tell_of_partial
+from clab_d2.video.writers.files import GrowingFile, VideoOutput, tell_of_partial
 
 
 class Detection(NamedTuple):
@@ -53,19 +53,8 @@ def detections_of(result: FrameResult, score_threshold: float = 0) -> Iterator[D
             yield Detection(tuple(box), index, result.class_names[index], score, track)
 
 
-class DetectionWriter(ABC):
-    """Writes the detections of one video, frame by frame, in a ``with`` block.
-
-    A block that raises keeps what was written: under the partial name (see :mod:`.files`), or, of
-    the formats with a file for each frame, where it is.
-
-    Attributes:
-        path: the file, or the folder of a format with a file for each frame.
-        num_frames: how many frames have been written.
-    """
-
-    path: Path
-    num_frames: int = 0
+class DetectionWriter(VideoOutput):
+    """Writes the detections of one video."""
 
     def write(self, result: FrameResult) -> None:
         """Add a frame.
@@ -78,23 +67,6 @@ class DetectionWriter(ABC):
 
     @abstractmethod
     def _write(self, result: FrameResult) -> None: ...
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish what is written."""
-
-    @abstractmethod
-    def leave(self) -> None:
-        """Stop, after an error, and keep what there is."""
-
-    def __enter__(self) -> DetectionWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.leave()
 
 
 class FileDetectionWriter(DetectionWriter):

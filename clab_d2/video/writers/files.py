@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from clab_d2.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+_Output = TypeVar("_Output", bound="VideoOutput")
 
 
 def partial_path(path: Path) -> Path:
@@ -34,6 +38,38 @@ def write_errors(path: Path) -> Iterator[None]:
 def tell_of_partial(path: Path, num_frames: int) -> None:
     """One line of the log that says where the unfinished results are."""
     logger.warning("%s: not finished; the %d frames so far are kept there", path, num_frames)
+
+
+class VideoOutput(ABC):
+    """What one video gives, written frame by frame in a ``with`` block.
+
+    A block that raises keeps what was written: under the partial name, or, where each frame has a
+    file of its own, where it is.
+
+    Attributes:
+        path: the file, or the folder.
+        num_frames: how many frames have been written.
+    """
+
+    path: Path
+    num_frames: int = 0
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what is written."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Stop, after an error, and keep what there is."""
+
+    def __enter__(self: _Output) -> _Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.leave()
 
 
 class GrowingFile:

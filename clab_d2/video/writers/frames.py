@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,21 +20,13 @@ import numpy as np
 from clab_d2.errors import DataError
 from clab_d2.io import atomic_path
 from clab_d2.video.sources import DEFAULT_FPS
-from clab_d2.video.writers.files import partial_path, tell_of_partial, write_errors
+from clab_d2.video.writers.files import VideoOutput, partial_path, tell_of_partial, write_errors
 
 logger = logging.getLogger(__name__)
 
 
-class FrameWriter(ABC):
-    """Writes the frames of one video, in a ``with`` block.
-
-    Attributes:
-        path: what is written.
-        num_frames: how many frames have been.
-    """
-
-    path: Path
-    num_frames: int = 0
+class FrameWriter(VideoOutput):
+    """Writes the frames of one video."""
 
     @abstractmethod
     def write(self, frame: np.ndarray) -> None:
@@ -43,23 +35,6 @@ class FrameWriter(ABC):
         Raises:
             DataError: if it cannot be written, as on a full disk.
         """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish what is written."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Stop, after an error."""
-
-    def __enter__(self) -> FrameWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
 
 
 class VideoWriter(FrameWriter):
@@ -118,7 +93,7 @@ class VideoWriter(FrameWriter):
                 encoder.finish(complete)
             self._partial.unlink(missing_ok=True)
 
-    def discard(self) -> None:
+    def leave(self) -> None:
         """Stop before the end, and leave what plays under the partial name."""
         encoder, self._encoder = self._encoder, None
         whole = False
@@ -164,7 +139,7 @@ class FrameFolderWriter(FrameWriter):
     def close(self) -> None:
         """Nothing is left to do."""
 
-    def discard(self) -> None:
+    def leave(self) -> None:
         """Nothing is taken back."""
 
 

@@ -1,0 +1,52 @@
+"""What the tools that detect in videos have in common."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+
+from detectron2.utils.logger import setup_logger
+
+from clab_d2.engine.config_file import load_config
+from clab_d2.errors import ConfigError
+from clab_d2.video.detector import VideoDetector
+
+
+def add_score_threshold(parser: argparse.ArgumentParser, formats: str) -> None:
+    """Give a tool the option ``--score-threshold S``.
+
+    Args:
+        parser: the tool's.
+        formats: what it writes that has no place for a score, for the help text.
+    """
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help=f"draw detections of at least this score, and have them in {formats} "
+        "(default: %(default)s)",
+    )
+
+
+def check_score_threshold(args: argparse.Namespace) -> None:
+    """Raise a ConfigError where ``--score-threshold`` is no score."""
+    if not 0 <= args.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold is {args.score_threshold}; it must be from 0 to 1")
+
+
+def build_detector(args: argparse.Namespace) -> VideoDetector:
+    """The detector of ``--weights``, by its own config or by that of ``--config-file``."""
+    if not args.config_file:
+        return VideoDetector.from_file(args.weights, options=args.opts)
+    options = [*args.opts, *(("MODEL.WEIGHTS", args.weights) if args.weights else ())]
+    return VideoDetector(load_config(args.config_file, options, needs_datasets=False))
+
+
+def set_up() -> None:
+    """The log, and what is not to be said: once, where a tool is the process's command."""
+    setup_logger(name="clab_d2")
+    # What Detectron2 calls by an old name works all the same; nobody can act on it here.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
