@@ -33,7 +33,7 @@ class Command:
         return PathFinder.find_spec(self.module, list(tools.__path__)) is not None
 
 
-_OF_DATASETS = ("convert-cvat", "convert-ilsvrc", "convert-mot", "split")
+_OF_DATASETS = ("convert-cvat", "convert-ilsvrc", "convert-mot", "split", "thin")
 
 _ALL = (
     Command("detect", "demo", "detect objects in a video, draw them, write them down"),
@@ -54,6 +54,7 @@ _ALL = (
     Command("convert-ilsvrc", "convert_ilsvrc", "annotations of ImageNet VID and DET"),
     Command("convert-mot", "convert_mot", "annotations of MOTChallenge"),
     Command("split", "split_coco_vid", "a CocoVID file for training and validation"),
+    Command("thin", "thin_coco_vid", "fewer key frames of a CocoVID file, to measure faster"),
     Command("install-detectron2", "install_detectron2", "put Detectron2 into this Python"),
 )
 

@@ -16,8 +16,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from clab_d2.converters.coco_vid_parts import read_coco_vid, summary_of
 from clab_d2.converters.command_line import exit_status
-from clab_d2.converters.split_coco_vid import read_coco_vid, split_by_time, split_by_video
+from clab_d2.converters.split_coco_vid import split_by_time, split_by_video
 from clab_d2.errors import DataError
 from clab_d2.io import write_json
 
@@ -70,11 +71,7 @@ def split(args: argparse.Namespace) -> None:
     for path, part in zip((args.train, args.val), parts, strict=True):
         write_json(path, part)
     for path, part in zip((args.train, args.val), parts, strict=True):
-        annotated = sum(bool(image.get("annotated", True)) for image in part["images"])
-        print(
-            f"{path}: {len(part.get('videos', []))} videos, {len(part['images'])} images "
-            f"({annotated} annotated), {len(part['annotations'])} objects"
-        )
+        print(f"{path}: {summary_of(part)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -144,7 +144,7 @@ def demo(output: Path) -> list[Path]:
     """Mini VID and a real street, from nothing to pictures; the files to look at."""
     run("datasets/make_mini_vid.py", "--output", MINI_VID)
     results = train_once(CONFIG, output, "mini_vid_val")
-    print_table(MINI_VID / "annotations/imagenet_vid_val.json", results)
+    print_table(MINI_VID / "annotations/imagenet_vid_val_every_3rd.json", results)
     weights, drawn = output / "model_final.pth", output / "validation_videos.mp4"
     draw_validation_videos(weights, drawn)
 

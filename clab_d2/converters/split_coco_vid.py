@@ -10,28 +10,18 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Collection, Hashable
-from typing import Any
+from collections.abc import Collection
 
-import numpy as np
-
-from clab_d2.data.coco_vid import read_coco_json, read_truth
+from clab_d2.converters.coco_vid_parts import (
+    Json,
+    annotated_by_video,
+    images_by_video,
+    keep_annotated,
+    video_of,
+)
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.evaluation.motion_iou import motion_iou_from_tracks
 
-Json = dict[str, Any]
-
-__all__ = ["read_coco_vid", "split_by_time", "split_by_video"]
-
-
-def read_coco_vid(json_file: str) -> Json:
-    """Read a CocoVID (or COCO) file that a detector could be trained on.
-
-    Raises:
-        DataError: it could not be.
-    """
-    read_truth(json_file, None)
-    return read_coco_json(json_file)
+__all__ = ["split_by_time", "split_by_video"]
 
 
 def split_by_video(
@@ -57,7 +47,7 @@ def split_by_video(
         DataError: there is one video only, a name is no video's, or a side would have no object.
     """
     _check_share(val_share)
-    groups = list(dict.fromkeys([*(v["id"] for v in data.get("videos", [])), *_groups(data)]))
+    groups = list(dict.fromkeys([*(v["id"] for v in data.get("videos", [])), *images_by_video(data)]))
     if names is not None:
         ids = defaultdict(list)
         for video in data.get("videos", []):
@@ -80,7 +70,7 @@ def split_by_video(
         part = {**data, "images": [], "annotations": []}
         if "videos" in data:
             part["videos"] = [v for v in data["videos"] if (v["id"] in for_val) == is_val]
-        part["images"] = [i for i in data["images"] if (_group(i) in for_val) == is_val]
+        part["images"] = [i for i in data["images"] if (video_of(i) in for_val) == is_val]
         ids_here = {image["id"] for image in part["images"]}
         part["annotations"] = [a for a in data["annotations"] if a["image_id"] in ids_here]
         parts.append(part)
@@ -108,67 +98,21 @@ def split_by_time(data: Json, val_share: float = 0.2) -> tuple[Json, Json]:
     """
     _check_share(val_share)
     for_val: set[int] = set()
-    for images in _groups(data).values():
-        known = sorted(
-            (image for image in images if image.get("annotated", True)),
-            key=lambda image: image.get("frame_id", 0),
-        )
+    for known in annotated_by_video(data):
         if len(known) > 1:
             # Half a frame more is rounded to validation, whatever the share's binary form.
             count = math.floor(val_share * len(known) + 0.5 + 1e-9)
             count = min(max(count, 1), len(known) - 1)
             for_val |= {image["id"] for image in known[-count:]}
-    annotations = _with_motion(data)
-    parts = []
-    for is_val in (False, True):
-        images = [
-            {**i, "annotated": i.get("annotated", True) and (i["id"] in for_val) == is_val}
-            for i in data["images"]
-        ]
-        known_here = {image["id"] for image in images if image["annotated"]}
-        kept = [a for a in annotations if a["image_id"] in known_here]
-        parts.append({**data, "images": images, "annotations": kept})
-    return _with_objects(*parts)
+    return _with_objects(
+        keep_annotated(data, lambda image_id: image_id not in for_val),
+        keep_annotated(data, for_val.__contains__),
+    )
 
 
 def _check_share(val_share: float) -> None:
     if not 0 < val_share < 1:
         raise ConfigError(f"the share for validation is {val_share:g}; it must be between 0 and 1")
-
-
-def _group(image: Json) -> Hashable:
-    """The video of an image; a still is one of its own."""
-    video_id = image.get("video_id")
-    return ("still", image["id"]) if video_id is None else video_id
-
-
-def _groups(data: Json) -> dict[Hashable, list[Json]]:
-    groups: dict[Hashable, list[Json]] = defaultdict(list)
-    for image in data["images"]:
-        groups[_group(image)].append(image)
-    return groups
-
-
-def _with_motion(data: Json) -> list[Json]:
-    """The annotations, with the ``motion_iou`` of those of a track that have none."""
-    images = {image["id"]: image for image in data["images"]}
-    rows, table = [], []
-    for row, annotation in enumerate(data["annotations"]):
-        image = images[annotation["image_id"]]
-        track = annotation.get("instance_id")
-        is_tracked = isinstance(track, int) and track >= 0 and image.get("annotated", True)
-        if is_tracked and image.get("video_id") is not None:
-            x, y, width, height = annotation["bbox"]
-            box = (x, y, x + width, y + height)
-            rows.append(row)
-            table.append((image["video_id"], track, image["frame_id"], *box))
-    columns = np.array(table, dtype=np.float64).reshape(-1, 7)
-    motion = motion_iou_from_tracks(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3:])
-    annotations = list(data["annotations"])
-    for row, value in zip(rows, motion.tolist(), strict=True):
-        if annotations[row].get("motion_iou") is None:
-            annotations[row] = {**annotations[row], "motion_iou": value}
-    return annotations
 
 
 def _with_objects(train: Json, val: Json) -> tuple[Json, Json]:

@@ -50,7 +50,9 @@ _BUILTIN = {
     "imagenet_vid_val": ("ILSVRC", "imagenet_vid_val.json", "VID"),
     "imagenet_det_30plus1cls": ("ILSVRC", "imagenet_det_30plus1cls.json", "DET"),
     "mini_vid_train": ("mini_vid", "imagenet_vid_train.json", "VID"),
-    "mini_vid_val": ("mini_vid", "imagenet_vid_val.json", "VID"),
+    # More videos and fewer frames of each: see datasets/make_mini_vid.py
+    "mini_vid_val": ("mini_vid", "imagenet_vid_val_every_3rd.json", "VID"),
+    "mini_vid_val_all_frames": ("mini_vid", "imagenet_vid_val.json", "VID"),
     "mini_vid_det": ("mini_vid", "imagenet_det_30plus1cls.json", "DET"),
 }
 

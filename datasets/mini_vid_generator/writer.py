@@ -26,7 +26,7 @@ from .scene import render
 from .summary import VideoRecord, contact_sheet, describe
 
 #: Raise it whenever the same seed would give other files.
-VERSION = 3
+VERSION = 4
 STATS_FILE = "mini_vid.json"
 _QUALITY = 90
 
@@ -36,7 +36,7 @@ class Size:
     """How much to make."""
 
     train: int = 104
-    val: int = 40
+    val: int = 120
     stills: int = 128
 
 

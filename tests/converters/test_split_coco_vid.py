@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clab_d2.converters.split_coco_vid import read_coco_vid, split_by_time, split_by_video
+from clab_d2.converters.coco_vid_parts import read_coco_vid
+from clab_d2.converters.split_coco_vid import split_by_time, split_by_video
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.evaluation import GroundTruth
 
