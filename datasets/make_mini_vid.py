@@ -3,9 +3,9 @@
 
     python datasets/make_mini_vid.py --output datasets/mini_vid
 
-Look at ``preview.png`` in the folder to see what it holds. Validation (``mini_vid_val``) measures on
-every third frame, the middle one: neighbours are much alike, so that three times as many videos make
-figures steadier at the same price. ``mini_vid_val_all_frames`` measures on all.
+Look at ``preview.png`` in the folder to see what it holds. Validation (``mini_vid_val``) measures
+on every third frame, the middle one: neighbours are much alike, so that three times as many videos
+make figures steadier at the same price. ``mini_vid_val_all_frames`` measures on all.
 """
 
 from __future__ import annotations

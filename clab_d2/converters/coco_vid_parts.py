@@ -66,7 +66,10 @@ def keep_annotated(data: Json, keep: Callable[[Any], bool]) -> Json:
         keep: says of an image's id whether its annotations are to stay. The other images become
             ``"annotated": false``.
     """
-    images = [{**i, "annotated": i.get("annotated", True) and keep(i["id"])} for i in data["images"]]
+    images = [
+        {**image, "annotated": image.get("annotated", True) and keep(image["id"])}
+        for image in data["images"]
+    ]
     known = {image["id"] for image in images if image["annotated"]}
     annotations = [a for a in _with_motion(data) if a["image_id"] in known]
     return {**data, "images": images, "annotations": annotations}

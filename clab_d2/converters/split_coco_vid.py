@@ -47,7 +47,8 @@ def split_by_video(
         DataError: there is one video only, a name is no video's, or a side would have no object.
     """
     _check_share(val_share)
-    groups = list(dict.fromkeys([*(v["id"] for v in data.get("videos", [])), *images_by_video(data)]))
+    listed = [video["id"] for video in data.get("videos", [])]
+    groups = list(dict.fromkeys([*listed, *images_by_video(data)]))
     if names is not None:
         ids = defaultdict(list)
         for video in data.get("videos", []):

@@ -253,7 +253,12 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["train", "val", "det", "Written"]
     assert "2 videos" in lines[0] and "slow" in lines[0] and "degraded" in lines[0]
-    assert (tmp_path / "out" / "annotations" / "imagenet_vid_val.json").is_file()
+    annotations = tmp_path / "out" / "annotations"
+    whole = json.loads((annotations / "imagenet_vid_val.json").read_text())
+    thinned = json.loads((annotations / "imagenet_vid_val_every_3rd.json").read_text())
+    assert len(whole["images"]) == len(thinned["images"])
+    measured = sum(image["annotated"] for image in thinned["images"])
+    assert measured == round(len(whole["images"]) / 3)
     assert script().main(["--output", output, "--seed", "3"]) == 0
     assert "nothing to do" in capsys.readouterr().out
 

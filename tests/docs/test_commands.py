@@ -40,6 +40,7 @@ RUN_BY = {
     "convert-ilsvrc": "tests/converters/test_ilsvrc.py",
     "convert-mot": "tests/tools/test_convert_annotations.py",
     "split": "tests/tools/test_split_tool.py",
+    "thin": "tests/tools/test_thin_tool.py",
     "install-detectron2": "tests/tools/test_install_detectron2.py",
 }
 #: Of a checkout only -> the test that runs it.
