@@ -20,6 +20,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mini_vid_generator import summary, writer  # noqa: E402
+from mini_vid_generator.conditions import with_conditions  # noqa: E402
 
 from clab_d2.converters.coco_vid_parts import read_coco_vid  # noqa: E402
 from clab_d2.converters.ilsvrc import convert  # noqa: E402
@@ -77,6 +78,8 @@ def _convert(root: Path, output: Path) -> None:
     # One process: starting more takes longer than reading these few files.
     convert(root, output, jobs=1, progress=False)
     whole = read_coco_vid(str(output / "imagenet_vid_val.json"))
+    whole = with_conditions(whole, root)
+    write_json(output / "imagenet_vid_val.json", whole)
     write_json(output / "imagenet_vid_val_every_3rd.json", thin(whole, every=3))
 
 

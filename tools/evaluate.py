@@ -218,14 +218,14 @@ def evaluate(args: argparse.Namespace) -> None:
         measured.append(measure(args, truth, method, label, path))
     comparison = Comparison(truth, measured)
     if len(runs) == 1:
-        parts = [measured[0].metrics.table(), comparison.more_tables()]
-        parts.append(comparison.worst_table(args.worst))
         result = measured[0].as_json()
+        first = measured[0].metrics.table()
     else:
-        parts = [comparison.overall_table(), comparison.more_tables()]
-        parts += [comparison.class_table()]
-        parts.append(comparison.worst_table(args.worst))
         result = comparison.as_json(args.worst)
+        first = comparison.overall_table()
+    parts = [first, comparison.more_tables(), comparison.worst_table(args.worst)]
+    if len(runs) > 1:
+        parts.insert(2, comparison.class_table())
     print("\n\n".join(part for part in parts if part))
     if args.plot:
         files = draw_all(comparison, args.plot, args.worst)

@@ -41,12 +41,17 @@ class Run:
 
     def figures(self) -> dict[str, float]:
         """All single figures, as "bbox/AP", "vid/AP50", "flicker/gaps" and the like."""
-        sections = {"bbox": self.metrics.bbox, "vid": self.metrics.vid, **self.more}
+        sections = {"bbox": self.metrics.bbox, "vid": self.metrics.vid, **self.further_sections()}
         return {
             f"{section}/{name}": value
             for section, figures in sections.items()
             for name, value in figures.items()
         }
+
+    def further_sections(self) -> dict[str, dict[str, float]]:
+        """What the dataset's conditions and the command line add to the figures of all runs."""
+        by_condition = self.metrics.vid_by_condition
+        return {**({"vid/by-condition": by_condition} if by_condition else {}), **self.more}
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``, with a section for what else was asked for."""
@@ -169,7 +174,7 @@ class Comparison:
     def more_tables(self) -> str:
         """A table for each section of further figures, a line for each group; or nothing."""
         tables = []
-        for section, figures in self.runs[0].more.items():
+        for section, figures in self.runs[0].further_sections().items():
             rows = []
             for label in self.groups:
                 spreads = self.spreads(label)

@@ -40,6 +40,8 @@ class GroundTruth:
             overlap with itself in nearby frames, from 0 to 1 (NaN where nothing tells which boxes
             of other frames are the same object's), and which object of its video it is, int64 (-1
             where it is not known).
+        condition_names: what the annotations' optional ``condition`` says, each once, sorted.
+        condition: (M,) of each object, an index into ``condition_names``; -1 where it has none.
         places: (I) of each image, the file or name of its video and its number there, from 0; None
             where it has none.
     """
@@ -59,6 +61,8 @@ class GroundTruth:
     crowd: np.ndarray
     motion_iou: np.ndarray
     identity: np.ndarray
+    condition: np.ndarray
+    condition_names: Sequence[str] = ()
     places: Sequence[tuple[str, int] | None] = ()
 
     @classmethod
@@ -133,6 +137,7 @@ class GroundTruth:
                 lost,
             )
         annotations = [annotation for _, _, annotation in objects]
+        condition_names, condition = _conditions(annotations)
         image = np.array([row for row, _, _ in objects], dtype=np.int64)
         box = box_array([annotation["bbox"] for annotation in annotations])
         if not (np.isfinite(box).all() and (box[:, 2:] >= 0).all()):
@@ -166,6 +171,8 @@ class GroundTruth:
             crowd=crowd,
             motion_iou=motion_iou,
             identity=identity,
+            condition=condition,
+            condition_names=condition_names,
             places=_places(content, images),
         )
 
@@ -200,6 +207,7 @@ class GroundTruth:
             crowd=self.crowd[of_object],
             motion_iou=self.motion_iou[of_object],
             identity=self.identity[of_object],
+            condition=self.condition[of_object],
         )
 
 
@@ -261,6 +269,18 @@ def _motion_iou(
     if ((motion_iou < 0) | (motion_iou > 1)).any():
         raise ValueError("a motion_iou is not from 0 to 1")
     return motion_iou
+
+
+def _conditions(annotations: Sequence[Json]) -> tuple[list[str], np.ndarray]:
+    """The conditions that there are, and (M,) which of them each object is seen under."""
+    given = [annotation.get("condition") for annotation in annotations]
+    strange = [name for name in given if name is not None and not isinstance(name, str)]
+    if strange:
+        raise ValueError(f"condition must be a string, not {strange[0]!r}")
+    names = sorted({name for name in given if name is not None})
+    index_of = {name: index for index, name in enumerate(names)}
+    indices = [-1 if name is None else index_of[name] for name in given]
+    return names, np.array(indices, dtype=np.int64)
 
 
 def _identity(annotation: Json) -> int:

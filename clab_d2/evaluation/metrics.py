@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from clab_d2.evaluation.boxes import xywh_to_xyxy
@@ -29,23 +30,29 @@ class Metrics:
         bbox: COCO's AP, AP50, AP75, APs, APm and APl.
         vid: mean over classes of the VID metric: AP50, AP50-slow, AP50-medium and AP50-fast.
         vid_per_class: for each of these, the figure of each class by name.
+        vid_by_condition: AP50 of the objects seen under each condition that annotations name.
     """
 
     bbox: dict[str, float]
     vid: dict[str, float]
     vid_per_class: dict[str, dict[str, float]]
+    vid_by_condition: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``: plain numbers, null for NaN.
 
         ``vid`` also holds "per-class", the AP50 of each class by name, and "per-class-slow",
-        "per-class-medium" and "per-class-fast".
+        "per-class-medium" and "per-class-fast"; and, where annotations name conditions,
+        "by-condition".
         """
         per_class = {
             name.replace("AP50", "per-class"): _nulls(figures)
             for name, figures in self.vid_per_class.items()
         }
-        return {"bbox": _nulls(self.bbox), "vid": {**_nulls(self.vid), **per_class}}
+        vid: dict[str, Any] = {**_nulls(self.vid), **per_class}
+        if self.vid_by_condition:
+            vid["by-condition"] = _nulls(self.vid_by_condition)
+        return {"bbox": _nulls(self.bbox), "vid": vid}
 
     def table(self) -> str:
         """One table: COCO's figures, the VID figures, and these by class."""
@@ -103,16 +110,40 @@ def compute_metrics(
         ap = 100 * precision.average_precision(subset)
         vid[name] = mean_over_classes(ap)
         per_class[name] = dict(zip(truth.class_names, ap.tolist(), strict=True))
-    return Metrics({name: 100 * value for name, value in bbox.items()}, vid, per_class)
+    return Metrics(
+        {name: 100 * value for name, value in bbox.items()},
+        vid,
+        per_class,
+        _by_condition(truth, detections),
+    )
 
 
 def vid_precision(truth: GroundTruth, detections: Detections) -> VIDPrecision:
     """What the VID metric makes of detections in a dataset."""
+    return _vid_precision(truth, detections, truth.motion_iou)
+
+
+def _by_condition(truth: GroundTruth, detections: Detections) -> dict[str, float]:
+    """AP50 of the objects under each condition, by the metric's rules for a speed.
+
+    For a condition its objects pass for slow ones, all others for fast ones.
+    """
+    found = {}
+    for index, name in enumerate(truth.condition_names):
+        is_slow = np.where(truth.condition == index, 1.0, 0.0)
+        precision = _vid_precision(truth, detections, is_slow)
+        found[name] = mean_over_classes(100 * precision.average_precision("slow"))
+    return found
+
+
+def _vid_precision(
+    truth: GroundTruth, detections: Detections, motion_iou: np.ndarray
+) -> VIDPrecision:
     return VIDPrecision(
         truth.image,
         xywh_to_xyxy(truth.box),
         truth.class_index,
-        truth.motion_iou,
+        motion_iou,
         detections.image,
         xywh_to_xyxy(detections.box),
         detections.class_index,

@@ -259,6 +259,14 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert len(whole["images"]) == len(thinned["images"])
     measured = sum(image["annotated"] for image in thinned["images"])
     assert measured == round(len(whole["images"]) / 3)
+    # Each object's condition is that of its track in the plan.
+    plan = plan_video(3, "val", 0)
+    boxes = [box for frame in range(plan.length) for box in plan.boxes(frame)]
+    frames = [frame for frame in range(plan.length) for _ in plan.boxes(frame)]
+    states = [plan.tracks[b.track].degradations[f] for b, f in zip(boxes, frames, strict=True)]
+    conditions = [annotation["condition"] for annotation in whole["annotations"]]
+    assert conditions == ["clear" if state is None else state.kind for state in states]
+    assert len(set(conditions)) > 1
     assert script().main(["--output", output, "--seed", "3"]) == 0
     assert "nothing to do" in capsys.readouterr().out
 

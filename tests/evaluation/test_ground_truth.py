@@ -152,3 +152,28 @@ def test_only_some_classes(truth):
     assert swapped.class_index.tolist() == [1, 1, 0, 0]
     with pytest.raises(DataError, match=r"truth.json: none of its categories \(dog, cat\) is one"):
         truth.only_classes(["bird"])
+
+
+def test_figures_by_condition():
+    content = moving(num_objects=2, instance_id=0)
+    for index, annotation in enumerate(content["annotations"]):
+        annotation["instance_id"] = index % 2
+        if index % 2:
+            annotation["condition"] = "fog" if index < 4 else "clear"
+    truth = GroundTruth.from_json(content, "truth.json")
+    assert truth.condition_names == ["clear", "fog"]
+    assert truth.condition.tolist() == [-1, 1, -1, 1, -1, 0, -1, 0]
+    # Of the objects in fog one is found, the other missed; of the others all are found.
+    found = np.delete(np.arange(8), 3)
+    results = COCOResults(
+        truth.image_ids[truth.image[found]], truth.class_ids[truth.class_index[found]],
+        truth.box[found], np.full(len(found), 0.9),
+    )  # fmt: skip
+    metrics = compute_metrics(truth, Detections.from_results(results, truth, "p"))
+    assert metrics.vid_by_condition == {"clear": 100, "fog": 50}
+    assert metrics.as_json()["vid"]["by-condition"] == {"clear": 100, "fog": 50}
+    assert truth.only_classes(["dog"]).condition.tolist() == truth.condition.tolist()
+    assert "by-condition" not in perfect_metrics(GroundTruth.from_json(moving(), "t"))["vid"]
+    content["annotations"][0]["condition"] = 3
+    with pytest.raises(DataError, match=r"truth.json: .*condition must be a string, not 3"):
+        GroundTruth.from_json(content, "truth.json")
