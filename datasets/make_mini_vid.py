@@ -6,6 +6,7 @@
 Look at ``preview.png`` in the folder to see what it holds. Validation (``mini_vid_val``) measures
 on every third frame, the middle one: neighbours are much alike, so that three times as many videos
 make figures steadier at the same price. ``mini_vid_val_all_frames`` measures on all.
+``mini_vid_train_8`` and ``mini_vid_train_32`` are the first videos of ``mini_vid_train``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mini_vid_generator.conditions import with_conditions  # noqa: E402
 
 from clab_d2.converters.coco_vid_parts import read_coco_vid  # noqa: E402
 from clab_d2.converters.ilsvrc import convert  # noqa: E402
+from clab_d2.converters.split_coco_vid import split_by_video  # noqa: E402
 from clab_d2.converters.thin_coco_vid import thin  # noqa: E402
 from clab_d2.errors import DataError  # noqa: E402
 from clab_d2.io import write_json  # noqa: E402
@@ -77,6 +79,12 @@ def _convert(root: Path, output: Path) -> None:
     """What a user of ImageNet VID does with ``convert_ilsvrc.py`` and ``thin_coco_vid.py``."""
     # One process: starting more takes longer than reading these few files.
     convert(root, output, jobs=1, progress=False)
+    train = read_coco_vid(str(output / "imagenet_vid_train.json"))
+    for count in (8, 32):
+        rest = [video["name"] for video in train["videos"][count:]]
+        if rest:
+            few, _ = split_by_video(train, names=rest)
+            write_json(output / f"imagenet_vid_train_{count}.json", few)
     whole = read_coco_vid(str(output / "imagenet_vid_val.json"))
     whole = with_conditions(whole, root)
     write_json(output / "imagenet_vid_val.json", whole)

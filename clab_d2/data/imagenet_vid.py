@@ -50,6 +50,9 @@ _BUILTIN = {
     "imagenet_vid_val": ("ILSVRC", "imagenet_vid_val.json", "VID"),
     "imagenet_det_30plus1cls": ("ILSVRC", "imagenet_det_30plus1cls.json", "DET"),
     "mini_vid_train": ("mini_vid", "imagenet_vid_train.json", "VID"),
+    # Each class once, and four times, as a video's first object
+    "mini_vid_train_8": ("mini_vid", "imagenet_vid_train_8.json", "VID"),
+    "mini_vid_train_32": ("mini_vid", "imagenet_vid_train_32.json", "VID"),
     # More videos and fewer frames of each: see datasets/make_mini_vid.py
     "mini_vid_val": ("mini_vid", "imagenet_vid_val_every_3rd.json", "VID"),
     "mini_vid_val_all_frames": ("mini_vid", "imagenet_vid_val.json", "VID"),

@@ -247,16 +247,20 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, error: type[BaseExceptio
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr(writer.Size.__init__, "__defaults__", (2, 1, 1))
+    monkeypatch.setattr(writer.Size.__init__, "__defaults__", (9, 1, 1))
     output = str(tmp_path / "out")
     assert script().main(["--output", output, "--seed", "3", "--jobs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["train", "val", "det", "Written"]
-    assert "2 videos" in lines[0] and "slow" in lines[0] and "degraded" in lines[0]
+    assert "9 videos" in lines[0] and "slow" in lines[0] and "degraded" in lines[0]
     annotations = tmp_path / "out" / "annotations"
     whole = json.loads((annotations / "imagenet_vid_val.json").read_text())
     thinned = json.loads((annotations / "imagenet_vid_val_every_3rd.json").read_text())
     assert len(whole["images"]) == len(thinned["images"])
+    few = json.loads((annotations / "imagenet_vid_train_8.json").read_text())
+    assert len(few["videos"]) == 8 and {v["id"] for v in few["videos"]} == set(range(1, 9))
+    assert len({a["category_id"] for a in few["annotations"]}) == 8
+    assert not (annotations / "imagenet_vid_train_32.json").exists()
     measured = sum(image["annotated"] for image in thinned["images"])
     assert measured == round(len(whole["images"]) / 3)
     # Each object's condition is that of its track in the plan.
