@@ -226,12 +226,14 @@ def evaluate(args: argparse.Namespace) -> None:
     parts = [first, comparison.more_tables(), comparison.worst_table(args.worst)]
     if len(runs) > 1:
         parts.insert(2, comparison.class_table())
-    print("\n\n".join(part for part in parts if part))
-    if args.plot:
-        files = draw_all(comparison, args.plot, args.worst)
-        print("\nPlots:", *files, sep="\n  ")
+    # Files first: what reads the tables may end early, as `head` does.
+    files = draw_all(comparison, args.plot, args.worst) if args.plot else []
     if args.output:
         write_json(args.output, result, indent=2)
+    print("\n\n".join(part for part in parts if part))
+    if files:
+        print("\nPlots:", *files, sep="\n  ")
+    if args.output:
         print(f"Metrics are in {args.output}")
 
 
