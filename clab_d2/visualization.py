@@ -25,6 +25,7 @@ __all__ = [
     "draw_detections",
     "enlarge",
     "readable_scale",
+    "track_colour",
     "write_caption",
 ]
 
@@ -46,6 +47,11 @@ def class_colour(index: int) -> tuple[int, int, int]:
     lightness = (0.55, 0.66, 0.45)[index // 8 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def track_colour(number: int) -> tuple[int, int, int]:
+    """The colour (RGB, 0 to 255) of a track: always the same; grey for none, -1."""
+    return class_colour(number % _NUM_COLOURS) if number >= 0 else _GREY
 
 
 def readable_scale(height: int, width: int, target: int = 480) -> int:

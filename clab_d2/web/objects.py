@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clab_d2.evaluation.plots import new_figure
-from clab_d2.visualization import class_colour
+from clab_d2.visualization import class_colour, track_colour
 from clab_d2.web.video_job import VideoJob
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class ObjectRow:
     Attributes:
         label: name of the class, with the track's number where there is one.
         class_index: from 0.
+        colour: RGB, 0 to 255, as the drawn video has it.
         frames: numbers of the frames that it is seen in, ascending.
         most: how many of them at once, at most.
         best, mean: scores, from 0 to 1.
@@ -32,6 +33,7 @@ class ObjectRow:
 
     label: str
     class_index: int
+    colour: tuple[int, int, int]
     frames: list[int]
     most: int
     best: float
@@ -49,24 +51,24 @@ class ObjectRow:
 
 def sum_up(job: VideoJob, score_threshold: float) -> list[ObjectRow]:
     """A row for each class that is detected with at least a score, or for each track where the
-    detections have them; those seen longest first."""
-    scores: dict[tuple[int, int | None], list[float]] = {}
-    frames: dict[tuple[int, int | None], list[int]] = {}
+    job has them, beside what is in none; those seen longest first."""
+    scores: dict[tuple[int, int], list[float]] = {}
+    frames: dict[tuple[int, int], list[int]] = {}
     for number, found in enumerate(job.instances):
-        tracks = found.track_ids.tolist() if found.has("track_ids") else [None] * len(found)
+        tracks = found.track_ids.tolist() if job.tracked else [-1] * len(found)
         rows = zip(found.scores.tolist(), found.pred_classes.tolist(), tracks, strict=True)
         for score, index, track in rows:
             if score >= score_threshold:
-                key = index, (track if track is not None and track >= 0 else None)
-                scores.setdefault(key, []).append(score)
-                frames.setdefault(key, []).append(number)
+                scores.setdefault((index, track), []).append(score)
+                frames.setdefault((index, track), []).append(number)
     table = []
     for (index, track), values in scores.items():
         numbers, counts = np.unique(frames[index, track], return_counts=True)
         table.append(
             ObjectRow(
-                label=job.class_names[index] + ("" if track is None else f" #{track}"),
+                label=job.class_names[index] + (_numbered(track) if job.tracked else ""),
                 class_index=index,
+                colour=track_colour(track) if job.tracked else class_colour(index),
                 frames=numbers.tolist(),
                 most=int(counts.max()),
                 best=max(values),
@@ -74,6 +76,10 @@ def sum_up(job: VideoJob, score_threshold: float) -> list[ObjectRow]:
             )
         )
     return sorted(table, key=lambda row: (-len(row.frames), row.label))
+
+
+def _numbered(track: int) -> str:
+    return f" #{track}" if track >= 0 else " (no track)"
 
 
 TABLE_HEADERS = ("object", "seen (s)", "from (s)", "to (s)", "at once", "best score", "mean score")
@@ -96,15 +102,18 @@ def table_of(rows: Sequence[ObjectRow], fps: float) -> list[list[object]]:
 
 
 def html_table(jobs: Sequence[tuple[VideoJob, Sequence[ObjectRow]]]) -> str:
-    """The rows of one job or several as a table of a page, names escaped."""
+    """The rows of one job or several as a table of a page, names escaped, each with its colour."""
     if not any(rows for _, rows in jobs):
         return "<p>Nothing is detected with so high a score: lower the threshold.</p>"
     headers = [*(["model"] if len(jobs) > 1 else []), *TABLE_HEADERS]
     lines = ["".join(f"<th>{escape(header)}</th>" for header in headers)]
     for job, rows in jobs:
-        for cells in table_of(rows, job.fps):
+        for row, cells in zip(rows, table_of(rows, job.fps), strict=True):
             shown = [*([job.model_name] if len(jobs) > 1 else []), *cells]
-            lines.append("".join(f"<td>{escape(str(cell))}</td>" for cell in shown))
+            colour = "#{:02x}{:02x}{:02x}".format(*row.colour)
+            mark = f'<td style="border-left: 0.5em solid {colour}">'
+            text = "".join(f"<td>{escape(str(cell))}</td>" for cell in shown)
+            lines.append(text.replace("<td>", mark, 1))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
@@ -116,7 +125,7 @@ def timeline_figure(jobs: Sequence[tuple[VideoJob, Sequence[ObjectRow]]]) -> Fig
     panels = figure.subplots(len(jobs), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (job, rows) in zip(panels, jobs, strict=True):
         for place, row in enumerate(rows[:most]):
-            colour = np.array(class_colour(row.class_index)) / 255
+            colour = np.array(row.colour) / 255
             spans = [(start / job.fps, length / job.fps) for start, length in row.spans]
             axes.broken_barh(spans, (place - 0.38, 0.76), facecolors=[colour])
         shown = [row.label for row in rows[:most]]

@@ -9,7 +9,9 @@ from typing import Any
 import gradio as gr
 
 from clab_d2.engine.launch import USER_ERRORS, one_line
+from clab_d2.errors import ConfigError
 from clab_d2.video import VideoDetector
+from clab_d2.video.tracks import Tracker
 from clab_d2.web.objects import html_table, sum_up, timeline_figure
 from clab_d2.web.video_job import Limits, VideoJob
 from clab_d2.web.workspace import Workspace
@@ -60,6 +62,11 @@ class Page:
                     [NO_SECOND_MODEL, *names], value=NO_SECOND_MODEL, label="Compare with",
                     visible=len(names) > 1, elem_id="other",
                 )  # fmt: skip
+                missing = what_tracks_lack()
+                tracks = gr.Checkbox(
+                    False, label="Tracks", info=missing or "Objects keep a number and a colour.",
+                    interactive=missing is None, elem_id="tracks",
+                )  # fmt: skip
                 threshold = gr.Slider(
                     0.05, 0.95, 0.5, step=0.05, label="Least score that is shown",
                     elem_id="threshold",
@@ -86,7 +93,8 @@ class Page:
                 )
             shown = [drawn, drawn_other, timeline, table, files]
             detection = start.click(
-                self.detect, [video, model, other, threshold], [jobs, status, results, *shown],
+                self.detect, [video, model, other, tracks, threshold],
+                [jobs, status, results, *shown],
                 concurrency_limit=1, concurrency_id="job", show_progress="hidden",
                 api_visibility="private",
             )  # fmt: skip
@@ -110,7 +118,13 @@ class Page:
         self.workspace.leave(request.session_hash or "")
 
     def detect(
-        self, video: str | None, model: str, other: str, threshold: float, request: gr.Request
+        self,
+        video: str | None,
+        model: str,
+        other: str,
+        track: bool,
+        threshold: float,
+        request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Detect with one model or two, tell how far it is, and show what was found."""
         nothing = [gr.skip()] * 5
@@ -124,7 +138,7 @@ class Page:
         yield [], "Reading the video.", gr.Column(visible=False), *empty
         try:
             for job in jobs:
-                for progress in job.detect(self.models[job.model_name], self.limits):
+                for progress in job.detect(self.models[job.model_name], self.limits, track):
                     text = f"{job.model_name}: {progress.sentence}"
                     yield gr.skip(), text, gr.skip(), *nothing
             yield gr.skip(), "Drawing.", gr.skip(), *nothing
@@ -167,6 +181,15 @@ class Page:
             html_table(list(zip(jobs, rows, strict=True))),
             files,
         )  # fmt: skip
+
+
+def what_tracks_lack() -> str | None:
+    """One line that says what to install for tracks; None if it is there."""
+    try:
+        Tracker()
+    except ConfigError as error:
+        return one_line(error)
+    return None
 
 
 def theme() -> gr.themes.Base:

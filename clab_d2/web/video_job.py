@@ -20,7 +20,7 @@ from clab_d2.video import (
     open_detections,
     open_video,
 )
-from clab_d2.visualization import draw_detections, readable_scale
+from clab_d2.visualization import DrawStyle, draw_detections, readable_scale
 
 # Speeds are those of the last seconds: the first frames also fill the reference memory.
 _SPEED_OVER_SECONDS = 5.0
@@ -99,6 +99,7 @@ class VideoJob:
         fps: frames per second.
         instances: of each frame detected so far, whatever their score.
         seconds: that detection took.
+        tracked: whether the detections have the numbers of tracks.
     """
 
     model_name: str
@@ -108,6 +109,7 @@ class VideoJob:
     fps: float = 25.0
     instances: list[Instances] = field(default_factory=list)
     seconds: float = 0.0
+    tracked: bool = False
 
     @property
     def json_file(self) -> Path:
@@ -123,17 +125,26 @@ class VideoJob:
     def _stem(self) -> str:
         return f"{self.video.stem[:60]}_{self.model_name}"
 
-    def detect(self, detector: VideoDetector, limits: Limits) -> Iterator[Progress]:
+    def detect(
+        self, detector: VideoDetector, limits: Limits, track: bool = False
+    ) -> Iterator[Progress]:
         """Detect in the whole video and write JSON and CSV; progress after each frame.
 
         A generator that is closed before its end stops detection; what it wrote is deleted.
 
+        Args:
+            detector: the model.
+            limits: of the video.
+            track: give objects numbers that they keep.
+
         Raises:
+            ConfigError: tracks are asked for, and their library is not installed.
             DataError: the video is no video, or beyond the limits.
         """
         limits.check_file(self.video)
         self.class_names = list(detector.class_names)
         self.instances = []
+        self.tracked = track
         started = time.perf_counter()
         try:
             with open_video(self.video) as source, contextlib.ExitStack() as stack:
@@ -144,7 +155,8 @@ class VideoJob:
                                                         self.class_names))
                     for path, kind in ((self.json_file, "coco"), (self.csv_file, "csv"))
                 ]  # fmt: skip
-                results = stack.enter_context(contextlib.closing(detector.detect(source)))
+                detection = detector.detect(source, track=track)
+                results = stack.enter_context(contextlib.closing(detection))
                 times: list[float] = []
                 for result in results:
                     for writer in writers:
@@ -164,12 +176,15 @@ class VideoJob:
     def draw(self, score_threshold: float) -> Path:
         """Draw the detections of at least a score, without detecting again.
 
+        Colours are those of tracks where there are tracks, else of classes.
+
         Returns:
             An MP4 that browsers play. Its name tells the threshold, so that none shows an old one.
         """
         path = self.folder / f"{self._stem}_{round(100 * score_threshold):02d}.mp4"
         for old in self.folder.glob(f"{self._stem}_*.mp4"):
             old.unlink()
+        style = DrawStyle(colour_by="track" if self.tracked else "class")
         with open_video(self.video) as source, VideoWriter(path, source.fps) as writer:
             shown: np.ndarray | None = None
             for index, instances in enumerate(self.instances):
@@ -179,7 +194,8 @@ class VideoJob:
                 if shown is None:
                     shown = np.zeros((source.height or 480, source.width or 640, 3), np.uint8)
                 scale = readable_scale(*shown.shape[:2])
-                writer.write(
-                    draw_detections(shown, instances, self.class_names, score_threshold, scale)
+                drawn = draw_detections(
+                    shown, instances, self.class_names, score_threshold, scale, style
                 )
+                writer.write(drawn)
         return path

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from encoded_videos import encode, moving_pictures, play
+from stub_detector import NotingModel
 
 from clab_d2.engine.launch import load_config
 from clab_d2.video import VideoDetector
@@ -124,10 +126,16 @@ def test_from_upload_to_download(
     if width > 1000:
         page.click("#other input")
         page.get_by_role("option", name="two").click()
+        page.check("#tracks input")
     page.click("#start")
     expect(page.locator("#status")).to_contain_text("Done.")
     expect(page.locator("#drawn video")).to_be_visible()
-    expect(page.locator("#table")).to_contain_text("thing")
+    table = page.locator("#table")
+    expect(table).to_contain_text("thing")
+    if width > 1000:
+        expect(table).to_contain_text("#1")
+    else:
+        expect(table).not_to_contain_text("#")
     expect(page.locator("#timeline img")).to_be_visible()
     links = page.locator("#files a[download], #files .download a")
     expect(links).to_have_count(6 if width > 1000 else 3)
@@ -190,3 +198,19 @@ def test_what_is_refused_is_told(served: Served, browser: Any, tmp_path: Path) -
         "Not done: the video lasts 2.4 s; this page takes up to 2 s", timeout=60_000
     )
     page.close()
+
+
+@pytest.mark.parametrize("missing", [None, "trackers", "supervision"])
+def test_tracks_are_offered_where_they_can_be(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clab_d2.web.page import Page
+
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with Workspace() as workspace:
+        blocks = Page({"one": NotingModel()}, Limits(), workspace).build()
+    (tracks,) = (part for part in blocks.blocks.values() if part.elem_id == "tracks")
+    assert tracks.interactive is (missing is None)
+    if missing is not None:
+        assert f"{missing}, which is not installed: pip install \"clab_d2[track]\"" in tracks.info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from encoded_videos import encode, moving_pictures, play
+from stub_detector import NotingModel, make_cfg
 
 from clab_d2.engine.launch import load_config
 from clab_d2.errors import DataError
 from clab_d2.video import VideoDetector
+from clab_d2.visualization import track_colour
 from clab_d2.web.objects import TABLE_HEADERS, html_table, sum_up, table_of, timeline_figure
 from clab_d2.web.video_job import Limits, Progress, VideoJob
 
@@ -125,9 +128,45 @@ def test_objects_by_track() -> None:
     job = made(
         found((1, 0.9), (1, 0.6), tracks=[4, 2]), found((1, 0.8), (1, 0.7), tracks=[4, -1])
     )
-    assert [(row.label, row.frames) for row in sum_up(job, 0.5)] == [
-        ("dog #4", [0, 1]), ("dog", [1]), ("dog #2", [0]),
-    ]  # fmt: skip
+    job.tracked = True
+    rows = sum_up(job, 0.5)
+    assert [(row.label, row.frames, row.colour) for row in rows] == [
+        ("dog #4", [0, 1], track_colour(4)),
+        ("dog #2", [0], track_colour(2)),
+        ("dog (no track)", [1], track_colour(-1)),
+    ]
+    bars = timeline_figure([(job, rows)]).axes[0].collections
+    colours = [tuple(round(255 * part) for part in bar.get_facecolor()[0][:3]) for bar in bars]
+    assert colours == [row.colour for row in rows]
+    red, green, blue = track_colour(4)
+    assert f"#{red:02x}{green:02x}{blue:02x}" in html_table([(job, rows)])
+
+
+def test_tracks_are_detected_and_drawn_in_their_colours(job: VideoJob) -> None:
+    """Of one class, so that only a track's colour can tell the boxes apart."""
+    detector = VideoDetector(make_cfg(), TwoBoxes(), ["thing"])
+    for _ in job.detect(detector, Limits(), track=True):
+        pass
+    assert job.instances[-1].track_ids.tolist() == [1, 2]
+    rows = list(csv.DictReader(job.csv_file.open()))
+    assert {row["track_id"] for row in rows} == {"", "1", "2"}
+    last = play(job.draw(0.5))[-1]
+    scale = last.shape[0] // 64
+    for number, (x, y) in ((1, (20, 55)), (2, (76, 55))):  # the lower edges of the boxes
+        edge = last[(y - 3) * scale : (y + 3) * scale, x * scale].astype(int)
+        away = [np.abs(edge - track_colour(n)).max(axis=1).min() for n in (1, 2)]
+        assert np.argmin(away) + 1 == number
+
+
+class TwoBoxes(NotingModel):
+    """Two objects that stand still."""
+
+    def forward(self, clips: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        found = Instances((64, 96))
+        found.pred_boxes = Boxes(torch.tensor([[8.0, 30, 32, 55], [64, 30, 88, 55]]))
+        found.scores = torch.tensor([0.9, 0.8])
+        found.pred_classes = torch.zeros(2, dtype=torch.long)
+        return [{"instances": found} for _ in clips]
 
 
 def test_the_pages_table_names_the_models_where_there_are_two() -> None:
