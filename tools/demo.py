@@ -42,6 +42,7 @@ from clab_d2.video import (
     open_writer,
 )
 from clab_d2.video.command_line import (
+    add_appearance,
     add_score_threshold,
     build_detector,
     check_score_threshold,
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"give objects numbers that they keep: {', '.join(TRACKERS)} (default: %(const)s)",
     )
+    add_appearance(parser)
     add_score_threshold(parser, "CVAT, LabelMe and YOLO")
     for name, kind in FORMATS.items():
         parser.add_argument(
@@ -179,7 +181,8 @@ def detect(
     progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
     style = DrawStyle(args.colour_by, tuple(args.show), args.line_width, args.text_scale)
     mode = "online" if args.online else "offline"
-    results = detector.detect(source, mode, track=args.track or False)
+    track = args.track or False
+    results = detector.detect(source, mode, track=track, appearance=args.appearance)
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for result in results:

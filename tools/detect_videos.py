@@ -35,7 +35,12 @@ from clab_d2.video import (
     open_video,
     open_writer,
 )
-from clab_d2.video.command_line import add_score_threshold, check_score_threshold, set_up
+from clab_d2.video.command_line import (
+    add_appearance,
+    add_score_threshold,
+    check_score_threshold,
+    set_up,
+)
 from clab_d2.video.tracks import TRACKERS
 from clab_d2.visualization import DetectionDrawer, readable_scale
 
@@ -59,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_score_threshold(parser, "CVAT")
     parser.add_argument("--online", action="store_true", help="use past frames only")
     parser.add_argument("--track", choices=sorted(TRACKERS), help="follow objects by this method")
+    add_appearance(parser)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N processes")
     add_import_option(parser)
     add_key_value_option(parser)
@@ -96,7 +102,8 @@ def detect_one(
             # Finished before the result file, which says that all of the video is done.
             drawing = stack.enter_context(open_writer(drawn_path(output), source.fps))
         mode = "online" if args.online else "offline"
-        results = detector.detect(source, mode, track=args.track or False)
+        track = args.track or False
+        results = detector.detect(source, mode, track=track, appearance=args.appearance)
         stack.callback(results.close)
         for result in results:
             writer.write(result)

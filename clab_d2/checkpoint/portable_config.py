@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -20,9 +20,10 @@ from clab_d2.errors import DataError
 
 # What decides how a trained model detects. All else in a file is a record of its training.
 _SECTIONS = ("MODEL", "INPUT", "TEST")
+_BRANCH = "MODEL.CONTRASTIVE"
 # Parts of these that only a training uses, or the machine decides, or the user.
 _NOT_TAKEN = (
-    "MODEL.CONTRASTIVE",
+    _BRANCH,
     "MODEL.DEVICE",
     "MODEL.TRUST_WEIGHTS",
     "INPUT.REFERENCES",
@@ -56,12 +57,16 @@ def config_to_plain(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def config_from_plain(plain: Mapping[str, Any], source: str) -> CfgNode:
+def config_from_plain(
+    plain: Mapping[str, Any], source: str, with_branch: bool = False
+) -> CfgNode:
     """The config of a model's file, for inference.
 
     Args:
         plain: as :func:`config_to_plain` gives it, or whatever a stranger wrote instead.
         source: the file, for messages.
+        with_branch: also take over the contrastive branch, which the file has weights for. What it
+            remembers of a training is none of inference's.
 
     Returns:
         This version's defaults, with the file's values in the sections MODEL, INPUT and TEST.
@@ -73,7 +78,8 @@ def config_from_plain(plain: Mapping[str, Any], source: str) -> CfgNode:
     taken = {section: plain[section] for section in _SECTIONS if section in plain}
     cfg = get_clab_cfg()
     try:
-        _take_over(cfg, upgrade_tree(taken), "")
+        left_out = [key for key in _NOT_TAKEN if key != _BRANCH or not with_branch]
+        _take_over(cfg, upgrade_tree(taken), "", (*left_out, f"{_BRANCH}.MEMORY_SIZE"))
     except _Refused as refused:
         raise DataError(f"{source}: of the config in it, {refused}") from None
     except (AttributeError, RecursionError, TypeError):  # a tree of another kind
@@ -87,12 +93,12 @@ class _Refused(Exception):
     """A key, what is wrong with it, and the remedy."""
 
 
-def _take_over(node: CfgNode, plain: Any, prefix: str) -> None:
+def _take_over(node: CfgNode, plain: Any, prefix: str, left_out: Collection[str]) -> None:
     if not isinstance(plain, Mapping):
         raise _Refused(f"{prefix[:-1]} is no section; get the file again from its source")
     for name, value in plain.items():
         key = f"{prefix}{name}"
-        if any(key == other or key.startswith(f"{other}.") for other in _NOT_TAKEN):
+        if any(key == other or key.startswith(f"{other}.") for other in left_out):
             continue
         if name not in node:
             raise _Refused(
@@ -100,7 +106,7 @@ def _take_over(node: CfgNode, plain: Any, prefix: str) -> None:
                 "--import, or take the version of clab_d2 that wrote the file"
             )
         if isinstance(node[name], CfgNode):
-            _take_over(node[name], value, f"{key}.")
+            _take_over(node[name], value, f"{key}.", left_out)
         elif not _is_place(name, node[name]):
             node[name] = _checked(key, node[name], value)
 

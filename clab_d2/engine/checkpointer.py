@@ -27,7 +27,7 @@ from clab_d2.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
-# The contrastive branch, which serves training alone.
+# The contrastive branch: it serves training alone, but for embeddings of objects (`appearance`).
 BRANCH_PREFIX = "contrastive_branch."
 
 # What its loss remembers of a training's last steps: of that training's data and classes.
@@ -91,6 +91,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         self.card = card
         #: Names of the classes of the file that was loaded, where known.
         self.names_in_file: list[str] | None = None
+        #: Whether the file that was loaded fills the contrastive branch, if the model has one.
+        self.fills_branch = False
         self._content: dict[str, Any] | None = None
         self._path = ""
         self._resuming = False
@@ -123,7 +125,8 @@ class VIDCheckpointer(DetectionCheckpointer):
     def save_model(self, name: str, iterations: int, metrics: Mapping[str, Any]) -> None:
         """Write the model alone, ``<save_dir>/<name>.pth`` and ``.safetensors``, to use anywhere.
 
-        It has no state of the optimizer and no contrastive branch, which only a training uses; to
+        It has no state of the optimizer and, of the contrastive branch, which only a training uses,
+        nothing but the embeddings of objects that tracking can use, where its loss learns such. To
         resume from there are the other checkpoints, and ``last_checkpoint`` does not name it.
 
         Args:
@@ -134,8 +137,12 @@ class VIDCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         self._remove_leftovers()
-        state = self.model.state_dict()
-        weights = {n: value for n, value in state.items() if not n.startswith(BRANCH_PREFIX)}
+        kept = _prefixes_of_appearance(self.model)
+        weights = {
+            name: value
+            for name, value in self.model.state_dict().items()
+            if not name.startswith(BRANCH_PREFIX) or name.startswith(kept)
+        }
         card = self.card
         if card is not None:
             card = dataclasses.replace(card, iterations=iterations, metrics=metrics)
@@ -276,6 +283,8 @@ class VIDCheckpointer(DetectionCheckpointer):
         missing = self._without_shared(missing, own)
         if not self._resuming:
             missing = list(_without_memory(dict.fromkeys(missing)))
+        unfilled = {*missing, *mismatched}
+        self.fills_branch = not any(name.startswith(BRANCH_PREFIX) for name in unfilled)
         surplus = list(incompatible.unexpected_keys)
         placed = set(own) - set(incompatible.missing_keys) - mismatched
         if not placed and not mismatches:
@@ -432,6 +441,12 @@ class VIDCheckpointer(DetectionCheckpointer):
             mismatches = [entry for entry in mismatches if not CLASS_LAYER.match(entry.name)]
             remedy = "give the config that these weights were trained with"
         return f"{self._path}: {_shapes(mismatches)}; {remedy}"
+
+
+def _prefixes_of_appearance(model: nn.Module) -> tuple[str, ...]:
+    """How the names of the weights begin that embed objects at test."""
+    part = getattr(model, "appearance", None)
+    return tuple(f"{name}." for name, module in model.named_modules() if module is part)
 
 
 def _without_memory(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from clab_d2.checkpoint.allocation_limit import AllocationLimit, AllocationRefus
 from clab_d2.checkpoint.model_file import ModelCard, read_card
 from clab_d2.checkpoint.portable_config import config_from_plain
 from clab_d2.checkpoint.safe_load import load_weights_file
-from clab_d2.engine.checkpointer import VIDCheckpointer
+from clab_d2.engine.checkpointer import BRANCH_PREFIX, VIDCheckpointer
 from clab_d2.engine.config_check import validate_config
 from clab_d2.engine.config_file import merge_options
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.modeling import prepare_for_inference
+from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ def load_model(
     model = build_model(cfg) if content is None else _build_within(cfg, content, path)
     checkpointer = VIDCheckpointer(model, purpose="inference", trusted=cfg.MODEL.TRUST_WEIGHTS)
     checkpointer.load(path, content=content)
+    if hasattr(model, "contrastive_branch") and not (
+        checkpointer.fills_branch and model.appearance is not None
+    ):
+        model.contrastive_branch = None  # it has served the training
     model = with_test_time_augmentation(prepare_for_inference(model, cfg), cfg)
     return model, checkpointer.names_in_file
 
@@ -85,7 +90,7 @@ def read_detector(
             f"{path}: says nothing of its config, as files of clab_d2 0.1 and of other programs "
             "don't; add --config-file with the config that it was trained with"
         )
-    cfg = config_from_plain(card.config, path)
+    cfg = config_from_plain(card.config, path, with_branch=_has_branch(content, card))
     if len(card.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise DataError(
             f"{path}: names {len(card.class_names)} classes, but its config has "
@@ -100,6 +105,20 @@ def read_detector(
     cfg.MODEL.WEIGHTS = path
     validate_config(cfg)
     return cfg, content, card
+
+
+def _has_branch(content: Mapping[str, Any], card: ModelCard) -> bool:
+    """Whether a file holds weights of a contrastive branch that can be built."""
+    weights = content.get("model")
+    section = card.config.get("MODEL")
+    branch = section.get("CONTRASTIVE") if isinstance(section, Mapping) else None
+    return (
+        isinstance(weights, Mapping)
+        and any(str(name).startswith(BRANCH_PREFIX) for name in weights)
+        and isinstance(branch, Mapping)
+        and isinstance(branch.get("LOSS"), str)
+        and branch["LOSS"] in CONTRASTIVE_LOSS_REGISTRY
+    )
 
 
 def _build_within(cfg: CfgNode, content: Mapping[str, Any], path: str) -> nn.Module:

@@ -56,6 +56,11 @@ class TestTimeAugmentation(nn.Module):
         """See :class:`TemporalDetector`."""
         return self.model.needs_references
 
+    @property
+    def appearance(self) -> nn.Module | None:
+        """See :class:`TemporalDetector`."""
+        return self.model.appearance
+
     @torch.no_grad()
     def forward(self, clips: list[Clip]) -> list[dict[str, Any]]:
         """As :meth:`TemporalDetector.inference`."""

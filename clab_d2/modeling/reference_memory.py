@@ -32,6 +32,8 @@ class FrameFeatures:
         proposals: of the first stage, best first; None where they are not made yet.
         encoded: what the detector's head keeps of the frame as a reference: nested lists of
             tensors, in its own layout.
+        appearance_map: (1, C', h, w), what embeddings of boxes are pooled from; None where nobody
+            has asked for them.
     """
 
     features: dict[str, Tensor]
@@ -39,6 +41,7 @@ class FrameFeatures:
     map_encoding: Sequence[Tensor] = ()
     proposals: Instances | None = None
     encoded: Any = field(default_factory=list)
+    appearance_map: Tensor | None = None
 
 
 class RunningCat:

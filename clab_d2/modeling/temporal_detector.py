@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, detector_postprocess
@@ -24,6 +25,7 @@ from clab_d2.modeling.backbones.batch_norm import fix_batch_norm_statistics
 from clab_d2.modeling.clip_batch import Clip, ClipBatch
 from clab_d2.modeling.clip_drawing import draw_training_clip
 from clab_d2.modeling.contrastive.branch import ContrastiveBranch
+from clab_d2.modeling.contrastive.embedding import RoIEmbedding
 from clab_d2.modeling.optimize import autocast_to
 from clab_d2.modeling.part_results import (
     check_aggregated_maps,
@@ -46,7 +48,8 @@ class TemporalDetector(nn.Module, ABC):
     * in training ``instances``: frame number -> ground truth, of the key frame and, where known, of
       references;
     * at test ``height``, ``width``: size that detections are scaled to, and ``kept_frame_ids``: of
-      the frames given so far, those that a later key frame uses.
+      the frames given so far, those that a later key frame uses; and ``appearance``, True where
+      detections are to come with embeddings (see :attr:`appearance`). All clips of a video agree.
 
     At test the clips of a video come in order, and a batch holds frames of one video only.
 
@@ -183,6 +186,16 @@ class TemporalDetector(nn.Module, ABC):
         branch = self.contrastive_branch
         return branch is not None and branch.loss.needs_reference_truth
 
+    @property
+    def appearance(self) -> RoIEmbedding | None:
+        """What embeds detections so that an object can be told from others in other frames.
+
+        None unless the contrastive loss teaches that (``MODEL.CONTRASTIVE.LOSS TrackContrast``).
+        At test it is computed only for clips that ask for it.
+        """
+        branch = self.contrastive_branch
+        return None if branch is None else branch.loss.appearance
+
     def train(self, mode: bool = True) -> TemporalDetector:
         self.memory.clear()  # features of old weights
         return super().train(mode)
@@ -194,7 +207,8 @@ class TemporalDetector(nn.Module, ABC):
 
         Returns:
             In training a dict of losses; at test ``{"instances": Instances}`` for each clip, with
-            ``pred_boxes``, ``scores`` and ``pred_classes``, at the clip's ``height`` x ``width``;
+            ``pred_boxes``, ``scores`` and ``pred_classes``, at the clip's ``height`` x ``width``,
+            and where the clip asks for it ``appearance``, (N, D) embeddings of length 1;
             ``"unreadable": True`` beside it where the key frame had no image.
         """
         if self.training:
@@ -334,7 +348,9 @@ class TemporalDetector(nn.Module, ABC):
         self, video: tuple[object, ...], clips: list[Clip], postprocess: bool
     ) -> list[dict[str, Any]]:
         self.memory.begin(video, [clip["frame_id"] for clip in clips])
-        self._remember({f: image for clip in clips for f, image in clip["images"].items()})
+        images = {f: image for clip in clips for f, image in clip["images"].items()}
+        with_appearance = bool(clips[0].get("appearance", False))
+        self._remember(images, with_appearance)
         results = []
         for clip in clips:
             frame = self.memory.get(clip["frame_id"])
@@ -346,17 +362,26 @@ class TemporalDetector(nn.Module, ABC):
             if not references.frames and clip["reference_frame_ids"]:  # all of them unreadable
                 references = self.memory.references([clip["frame_id"]])
             instances = self.detect(self.aggregate_maps(frame, references), references)
+            if with_appearance:
+                instances.appearance = self._embed(frame, instances.pred_boxes)
             if postprocess:
                 instances = detector_postprocess(instances, clip["height"], clip["width"])
             results.append({"instances": instances})
         self.memory.keep_only(clips[-1]["kept_frame_ids"])
         return results
 
-    def _remember(self, images: Mapping[int, Tensor | None]) -> None:
+    def _embed(self, frame: FrameFeatures, boxes: Boxes) -> Tensor:
+        """Embeddings of N boxes in a key frame, (N, D), each of length 1."""
+        embeddings = self.appearance.embed(frame.appearance_map, [boxes])[0].float()
+        frame.appearance_map = None  # a frame is a key frame once
+        return F.normalize(embeddings, dim=1)
+
+    def _remember(self, images: Mapping[int, Tensor | None], with_appearance: bool) -> None:
         """Compute the features of frames and keep them.
 
         Args:
             images: by frame number, (3, H, W); None for an unreadable one.
+            with_appearance: see :meth:`extract`.
         """
         for frame_id in [frame_id for frame_id, image in images.items() if image is None]:
             self.memory.put(frame_id, None)
@@ -364,19 +389,36 @@ class TemporalDetector(nn.Module, ABC):
         for group in self._same_size_groups([images[frame_id] for frame_id in frame_ids]):
             for start in range(0, len(group), self.frames_per_batch):
                 chosen = [frame_ids[i] for i in group[start : start + self.frames_per_batch]]
-                frames = self.extract([images[frame_id] for frame_id in chosen])
+                frames = self.extract([images[frame_id] for frame_id in chosen], with_appearance)
                 for frame_id, frame in zip(chosen, frames, strict=True):
                     self.memory.put(frame_id, frame)
 
-    def extract(self, images: Sequence[Tensor]) -> list[FrameFeatures]:
+    def extract(
+        self, images: Sequence[Tensor], with_appearance: bool = False
+    ) -> list[FrameFeatures]:
         """Everything that depends on each frame alone, for frames of one padded size.
 
         Args:
             images: (3, H, W) each.
+            with_appearance: also what embeddings of boxes are pooled from.
+
+        Raises:
+            ConfigError: the model has no :attr:`appearance`, and is asked for it.
         """
         batch = self.preprocess(images)
-        frames = self._split(batch, self._backbone_maps(batch.tensor))
+        branch = self.contrastive_branch if with_appearance else None
+        if with_appearance and self.appearance is None:
+            raise ConfigError(
+                "the model has no embeddings of objects, which are asked for; train it with "
+                "MODEL.CONTRASTIVE.ENABLED True MODEL.CONTRASTIVE.LOSS TrackContrast"
+            )
+        with nullcontext() if branch is None else branch.tap(self.backbone) as tap_from:
+            maps = self._backbone_maps(batch.tensor)
+        frames = self._split(batch, maps)
         self.reference_parts(frames)
+        if branch is not None:
+            for frame, one in zip(frames, self.appearance.maps(tap_from(maps)), strict=True):
+                frame.appearance_map = one[None].clone()
         for frame in frames:
             frame.features = {
                 # A copy of its own, too: a slice would keep the whole batch's maps.

@@ -30,6 +30,16 @@ def add_score_threshold(parser: argparse.ArgumentParser, formats: str) -> None:
     )
 
 
+def add_appearance(parser: argparse.ArgumentParser) -> None:
+    """Give a tool that has ``--track`` the option ``--appearance``."""
+    parser.add_argument(
+        "--appearance",
+        action="store_true",
+        help="track by what objects look like, too (bytetrack and botsort; a model trained with "
+        "MODEL.CONTRASTIVE.LOSS TrackContrast)",
+    )
+
+
 def check_score_threshold(args: argparse.Namespace) -> None:
     """Raise a ConfigError where ``--score-threshold`` is no score."""
     if not 0 <= args.score_threshold <= 1:

@@ -128,6 +128,7 @@ class VideoDetector:
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
         mode: Mode = "offline",
         track: bool | str = False,
+        appearance: bool = False,
     ) -> Generator[FrameResult, None, None]:
         """Detect in a video file, a folder, a camera, or frames that a program holds.
 
@@ -150,12 +151,16 @@ class VideoDetector:
                 of the past only. Streams are always online: they have nothing else.
             track: give detections the numbers of tracks, ``track_ids`` (see
                 :class:`clab_d2.video.tracks.Tracker`): True for ByteTrack, or the name of a method.
+            appearance: tracks go by what objects look like, too: by embeddings of the detections
+                (their field ``appearance``), which a model has that was trained with
+                ``MODEL.CONTRASTIVE.LOSS TrackContrast``.
 
         Yields:
             A :class:`FrameResult` for each frame, in order, none left out.
 
         Raises:
-            ConfigError: if there is no such mode or method of tracking, or its library is missing.
+            ConfigError: if there is no such mode or method of tracking, its library is missing, or
+                the model has no embeddings.
             DataError: if the source cannot be opened.
             RuntimeError: if another ``detect`` of this detector has begun meanwhile.
         """
@@ -163,21 +168,33 @@ class VideoDetector:
             raise ConfigError(f"mode is {mode!r}; choose offline, windowed or online")
         method = (track if isinstance(track, str) else "bytetrack") if track else None
         if method is not None:
-            Tracker(method)  # what is missing is told here, not at the first frame
-        return self._open_and_detect(source, mode, method)
+            Tracker(method, appearance=appearance)  # what is missing is told before the first frame
+        if appearance:
+            self._check_appearance(method)
+        return self._open_and_detect(source, mode, method, appearance)
+
+    def _check_appearance(self, method: str | None) -> None:
+        if method is None:
+            raise ConfigError("appearance serves tracks only: ask for these, too (--track)")
+        if getattr(self.model, "appearance", None) is None:
+            raise ConfigError(
+                "the model has no embeddings that tell objects apart: track without appearance, or "
+                "train it with MODEL.CONTRASTIVE.ENABLED True MODEL.CONTRASTIVE.LOSS TrackContrast"
+            )
 
     async def detect_async(
         self,
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
         mode: Mode = "offline",
         track: bool | str = False,
+        appearance: bool = False,
     ) -> AsyncIterator[FrameResult]:
         """:meth:`detect` for ``async for``: the event loop goes on while the model works.
 
         All of the detection runs in one thread of its own, which ends with the loop over it, also
         when that is left early or cancelled.
         """
-        results = self.detect(source, mode, track)
+        results = self.detect(source, mode, track, appearance)
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="clab_d2 detector") as thread:
             following = functools.partial(loop.run_in_executor, thread, next, results, None)
@@ -193,19 +210,20 @@ class VideoDetector:
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
         mode: Mode,
         tracking: str | None,
+        appearance: bool,
     ) -> Generator[FrameResult, None, None]:
         if isinstance(source, VideoSource):
-            yield from self._results(source, mode, tracking)
+            yield from self._results(source, mode, tracking, appearance)
         else:
             with open_video(source) as opened:
-                yield from self._results(opened, mode, tracking)
+                yield from self._results(opened, mode, tracking, appearance)
 
     def _results(
-        self, source: VideoSource, mode: Mode, tracking: str | None
+        self, source: VideoSource, mode: Mode, tracking: str | None, appearance: bool
     ) -> Generator[FrameResult, None, None]:
         """What is detected, with what is done to it after."""
-        tracker = None if tracking is None else Tracker(tracking, source.fps)
-        results = self._detect(source, mode)
+        tracker = None if tracking is None else Tracker(tracking, source.fps, appearance)
+        results = self._detect(source, mode, appearance)
         if self._postprocessing is not None and mode != "online" and source.num_frames is not None:
             results = self._postprocessed(source, results, self._postprocessing)
         with contextlib.closing(results):
@@ -234,7 +252,9 @@ class VideoDetector:
             frames.forget_before(result.index + 1)
             yield dataclasses.replace(result, image=image, instances=instances)
 
-    def _detect(self, source: VideoSource, mode: Mode) -> Generator[FrameResult, None, None]:
+    def _detect(
+        self, source: VideoSource, mode: Mode, appearance: bool
+    ) -> Generator[FrameResult, None, None]:
         run = self._run = next(_video_ids)
         self.unreadable_frames = []
         sampling = self._sampling_for("online" if source.num_frames is None else mode)
@@ -247,6 +267,8 @@ class VideoDetector:
         ahead = sampling.reach[1] if sampling is not None and sampling.reach is not None else 0
         frames = _LookAheadReader(source, ahead, self.unreadable_frames)
         clips = self._clips(schedule, frames, run)
+        if appearance:
+            clips = ((image, {**clip, "appearance": True}) for image, clip in clips)
         if source.num_frames is None:
             # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
             batch_size = 1

@@ -27,7 +27,8 @@ class FrameResult:
             them, and by the clock for a camera or live stream. None where nothing tells.
         instances: N detections, on the CPU: ``pred_boxes`` (x1 y1 x2 y2 in pixels of ``image``),
             ``scores`` (0 to 1, falling), ``pred_classes``; with tracking ``track_ids``, int64 (N,),
-            -1 for a box without a track.
+            -1 for a box without a track; with appearance ``appearance``, (N, D) embeddings of
+            length 1.
         class_names: by class number.
         video: what the source is called; tells videos apart where several are detected in.
     """

@@ -21,19 +21,21 @@ class _Method:
         class_name: of the library's class.
         options: beside the frame rate.
         uses_frames: whether it looks at the pictures, to tell the camera's motion.
+        takes_appearance: whether it can go by looks, too.
     """
 
     class_name: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     uses_frames: bool = False
+    takes_appearance: bool = False
 
 
 # A class's tracker begins with the class, not with the video; so no track is taken for granted at
 # its first frame.
 _PATIENT = {"instant_first_frame_activation": False}
 _METHODS = {
-    "bytetrack": _Method("ByteTrackTracker"),
-    "botsort": _Method("BoTSORTTracker", _PATIENT, uses_frames=True),
+    "bytetrack": _Method("ByteTrackTracker", takes_appearance=True),
+    "botsort": _Method("BoTSORTTracker", _PATIENT, uses_frames=True, takes_appearance=True),
     "ocsort": _Method("OCSORTTracker"),
     "sort": _Method("SORTTracker"),
     "cbiou": _Method("CBIoUTracker", _PATIENT),
@@ -56,15 +58,26 @@ class Tracker:
             up for the camera's motion), "ocsort" (OC-SORT), "sort", "cbiou" (C-BIoU); their numbers
             are the library's defaults.
         frame_rate: frames a second. A track that is lost is kept for a second.
+        appearance: also go by what objects look like
+            (:class:`clab_d2.video.appearance.AppearanceIoU`); bytetrack and botsort can.
 
     Raises:
-        ConfigError: there is no such method, or the library is not installed.
+        ConfigError: there is no such method, it does not go by looks, or the library is not
+            installed.
     """
 
-    def __init__(self, method: str = "bytetrack", frame_rate: float = 30.0) -> None:
+    def __init__(
+        self, method: str = "bytetrack", frame_rate: float = 30.0, appearance: bool = False
+    ) -> None:
         if method not in _METHODS:
             raise ConfigError(f"tracker {method!r}: choose one of {', '.join(TRACKERS)}")
         self._method = _METHODS[method]
+        if appearance and not self._method.takes_appearance:
+            able = (name for name, other in _METHODS.items() if other.takes_appearance)
+            raise ConfigError(
+                f"tracker {method!r} does not go by appearance; choose one of {', '.join(able)}"
+            )
+        self._appearance = appearance
         library = import_optional("trackers", "track", "tracking")
         self._supervision = import_optional("supervision", "track", "tracking")
         self._make = getattr(library, self._method.class_name)
@@ -77,7 +90,8 @@ class Tracker:
         """The detections of the next frame, with their tracks.
 
         Args:
-            instances: N detections on the CPU: ``pred_boxes``, ``scores``, ``pred_classes``.
+            instances: N detections on the CPU: ``pred_boxes``, ``scores``, ``pred_classes``, and
+                with appearance ``appearance``, (N, D), each of length 1.
             image: the frame, RGB, uint8 (H, W, 3).
 
         Returns:
@@ -92,11 +106,13 @@ class Tracker:
         # Also a class that is not in this frame: its tracks age.
         for class_index in sorted({*classes.tolist(), *self._by_class}):
             if class_index not in self._by_class:
-                self._by_class[class_index] = self._make(
-                    frame_rate=self._frame_rate, **self._method.options
-                )
+                self._by_class[class_index] = self._new_tracker()
+            tracker = self._by_class[class_index]
             rows = np.flatnonzero(classes == class_index)
-            tracked = self._by_class[class_index].update(
+            if self._appearance:
+                looks = instances.appearance.numpy()[rows] if len(rows) else np.zeros((0, 0))
+                tracker.iou.begin(tracker, boxes[rows], scores[rows], looks)
+            tracked = tracker.update(
                 self._supervision.Detections(
                     xyxy=boxes[rows],
                     confidence=scores[rows],
@@ -106,12 +122,23 @@ class Tracker:
                 **({"frame": frame} if frame is not None else {}),
             )
             if len(tracked):
+                if self._appearance:
+                    places = np.searchsorted(rows, tracked.data["row"])
+                    tracker.iou.end(places, tracked.tracker_id)
                 for row, number in zip(tracked.data["row"], tracked.tracker_id, strict=True):
                     if number >= 0:
                         track_ids[row] = self._number(class_index, int(number))
         result = Instances(instances.image_size, **instances.get_fields())
         result.track_ids = torch.from_numpy(track_ids)
         return result
+
+    def _new_tracker(self) -> Any:
+        options = dict(self._method.options)
+        if self._appearance:
+            from clab_d2.video.appearance import AppearanceIoU
+
+            options["iou"] = AppearanceIoU()
+        return self._make(frame_rate=self._frame_rate, **options)
 
     def _number(self, class_index: int, number: int) -> int:
         return self._numbers.setdefault((class_index, number), len(self._numbers) + 1)

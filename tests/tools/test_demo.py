@@ -200,6 +200,8 @@ def test_mistakes_are_one_line(
         error = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("error: ")]
         assert len(error) == 1 and message in error[0], error
     arguments = [part for item in good.items() for part in item]
+    assert run(config_file, options, *arguments, "--appearance") == 2
+    assert "appearance serves tracks only: ask for these, too (--track)" in capsys.readouterr().err
     gone = [*options, "MODEL.WEIGHTS", str(tmp_path / "gone.pth")]
     for opts, message in ((gone, "gone.pth"), ([*options, "MODEL.WEIGHTS", ""], "is empty")):
         assert run(config_file, opts, *arguments) == 2

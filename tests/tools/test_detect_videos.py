@@ -32,9 +32,9 @@ class Runs:
         self.class_names = self.detector.class_names
         self.stop_in: str | None = None
 
-    def detect(self, source, mode, track):
+    def detect(self, source, mode, **options):
         self.seen.append(Path(source.name).name)
-        for result in self.detector.detect(source, mode, track):
+        for result in self.detector.detect(source, mode, **options):
             if result.index == 2 and self.seen[-1] == self.stop_in:
                 raise KeyboardInterrupt
             yield result

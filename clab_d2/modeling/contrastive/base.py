@@ -12,6 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from clab_d2.modeling.contrastive.embedding import RoIEmbedding
 from clab_d2.registry import Registry
 
 CONTRASTIVE_LOSS_REGISTRY = Registry("CONTRASTIVE_LOSS", "MODEL.CONTRASTIVE.LOSS")
@@ -44,7 +45,7 @@ class ContrastiveFrame:
 
 
 class ContrastiveLoss(nn.Module, ABC):
-    """What is contrasted with what. Exists in training only.
+    """What is contrasted with what. Exists in training only, but for its :attr:`appearance`.
 
     Over several processes the value should be that of the whole batch, and the gradients that
     DistributedDataParallel averages those of one process with the whole batch:
@@ -57,6 +58,12 @@ class ContrastiveLoss(nn.Module, ABC):
 
     needs_references: bool = True
     needs_reference_truth: bool = False
+
+    @property
+    def appearance(self) -> RoIEmbedding | None:
+        """Embeddings of boxes by which an object can be told from others in other frames, where
+        the loss teaches that: they are kept with the trained model, for tracking."""
+        return None
 
     @abstractmethod
     def forward(self, frames: Sequence[ContrastiveFrame]) -> Tensor:

@@ -100,7 +100,11 @@ class RoIEmbedding(Embedding):
         Returns:
             (R, embed_dim) for the R boxes of each frame.
         """
-        pooled = self.pooler([self.maps(features)], list(boxes)).mean(dim=(2, 3))
+        return self.embed(self.maps(features), boxes)
+
+    def embed(self, maps: Tensor, boxes: Sequence[Boxes]) -> Sequence[Tensor]:
+        """As :meth:`of_boxes`, from what :meth:`maps` gave."""
+        pooled = self.pooler([maps], list(boxes)).mean(dim=(2, 3))
         return self.project(pooled).split([len(each) for each in boxes])
 
 

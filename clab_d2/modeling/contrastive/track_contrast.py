@@ -90,6 +90,10 @@ class TrackContrast(RoIContrast):
             **cls.common_arguments(cfg),
         }
 
+    @property
+    def appearance(self) -> RoIEmbedding:
+        return self.embedding
+
     def candidates(self, frame: ContrastiveFrame, truth: Instances) -> Candidates:
         labels = [
             stable_label(*frame.video, track) if track >= 0 else UNKNOWN
