@@ -103,6 +103,8 @@ setup(
         "video": ["supervision>=0.31.2"],
         # Tracks in videos, and HOTA, MOTA and IDF1 of them.
         "track": ["trackers>=2.6.1", "trackeval>=1.3.0"],
+        # Cuts of a film.
+        "shots": ["scenedetect>=0.7.2"],
         # tools/serve.py, the page in the browser.
         "web": ["gradio>=6.31.0,<7"],
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.

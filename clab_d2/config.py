@@ -105,6 +105,10 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.TEST.REFERENCES.NUM = 14
     cfg.TEST.REFERENCES.STRIDE = 1
     cfg.TEST.REFERENCES.RANGE = 9
+    # True: in videos (not in datasets, whose "shots" say where they are) cuts are looked for, and
+    # references are drawn within the key frame's shot. Takes the extra "shots", and reads a video
+    # once more. Post-processing and tracks end at cuts, too.
+    cfg.TEST.REFERENCES.FIND_SHOTS = False
 
     # True: frames whose truth is unknown are key frames, too, so that predictions.json has their
     # detections. They count for nothing in the metrics.

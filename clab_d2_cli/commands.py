@@ -33,7 +33,7 @@ class Command:
         return PathFinder.find_spec(self.module, list(tools.__path__)) is not None
 
 
-_OF_DATASETS = ("convert-cvat", "convert-ilsvrc", "convert-mot", "split", "thin")
+_OF_DATASETS = ("convert-cvat", "convert-ilsvrc", "convert-mot", "split", "thin", "find-shots")
 
 _ALL = (
     Command("detect", "demo", "detect objects in a video, draw them, write them down"),
@@ -55,6 +55,7 @@ _ALL = (
     Command("convert-mot", "convert_mot", "annotations of MOTChallenge"),
     Command("split", "split_coco_vid", "a CocoVID file for training and validation"),
     Command("thin", "thin_coco_vid", "fewer key frames of a CocoVID file, to measure faster"),
+    Command("find-shots", "find_shots", "mark where the videos of a CocoVID file cut"),
     Command("install-detectron2", "install_detectron2", "put Detectron2 into this Python"),
 )
 

@@ -44,6 +44,7 @@ from clab_d2.video import (
 from clab_d2.video.command_line import (
     add_appearance,
     add_score_threshold,
+    add_shots,
     build_detector,
     check_score_threshold,
     set_up,
@@ -66,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", required=True, metavar="VIDEO", help="see above")
     parser.add_argument("--output", metavar="VIDEO", help="draw into this, see above")
     parser.add_argument("--online", action="store_true", help="use past frames only")
+    add_shots(parser)
     parser.add_argument(
         "--track",
         nargs="?",
@@ -182,7 +184,9 @@ def detect(
     style = DrawStyle(args.colour_by, tuple(args.show), args.line_width, args.text_scale)
     mode = "online" if args.online else "offline"
     track = args.track or False
-    results = detector.detect(source, mode, track=track, appearance=args.appearance)
+    results = detector.detect(
+        source, mode, track=track, appearance=args.appearance, shots=args.shots or None
+    )
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for result in results:

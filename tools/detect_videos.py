@@ -38,6 +38,7 @@ from clab_d2.video import (
 from clab_d2.video.command_line import (
     add_appearance,
     add_score_threshold,
+    add_shots,
     check_score_threshold,
     set_up,
 )
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--draw", action="store_true", help="also write drawn MP4s")
     add_score_threshold(parser, "CVAT")
     parser.add_argument("--online", action="store_true", help="use past frames only")
+    add_shots(parser)
     parser.add_argument("--track", choices=sorted(TRACKERS), help="follow objects by this method")
     add_appearance(parser)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N processes")
@@ -103,7 +105,9 @@ def detect_one(
             drawing = stack.enter_context(open_writer(drawn_path(output), source.fps))
         mode = "online" if args.online else "offline"
         track = args.track or False
-        results = detector.detect(source, mode, track=track, appearance=args.appearance)
+        results = detector.detect(
+            source, mode, track=track, appearance=args.appearance, shots=args.shots or None
+        )
         stack.callback(results.close)
         for result in results:
             writer.write(result)

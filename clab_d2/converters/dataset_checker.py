@@ -23,6 +23,7 @@ from clab_d2.data.json_values import (
     is_flag,
     is_integer,
     is_number,
+    is_shots,
     is_size,
 )
 from clab_d2.data.video_frames import VideoFrameReader, split_frame_name
@@ -213,6 +214,7 @@ def _check_images(data: Json, findings: _Findings) -> dict[int, Json]:
 
 def _check_videos(data: Json, findings: _Findings) -> None:
     names: dict[int, str] = {}
+    shots: dict[int, Any] = {}
     for position, video in enumerate(data.get("videos", [])):
         if not _has(video, "id", int):
             findings.error("videos without an integer id", f"number {position}")
@@ -223,6 +225,8 @@ def _check_videos(data: Json, findings: _Findings) -> None:
         if file is not None and not (isinstance(file, str) and is_file_name(file)):
             findings.error('videos whose "file" is no name', f"{video['id']}: {video['file']}")
         names[video["id"]] = str(video.get("name") or video["id"])
+        if video.get("shots") is not None:
+            shots[video["id"]] = video["shots"]
     frames: dict[int, list[Json]] = defaultdict(list)
     for image in data["images"]:
         if isinstance(image, dict) and _has(image, "video_id", int):
@@ -233,6 +237,8 @@ def _check_videos(data: Json, findings: _Findings) -> None:
             findings.error("videos without a frame", name)
             continue
         _check_frame_numbers(name, images, findings)
+        if video_id in shots and not is_shots(shots[video_id], len(images)):
+            findings.error("videos whose shots don't rise from 0 within the video", name)
         sizes = [(image.get("width"), image.get("height")) for image in images]
         if any(size != sizes[0] for size in sizes):
             findings.warn("videos whose size changes", name)

@@ -154,6 +154,13 @@ def build_vid_test_loader(
         dataset_names=[dataset_name],
         key_frames=key_frames,
     )
+    table = mapper.tables[dataset_name]
+    if cfg.TEST.REFERENCES.FIND_SHOTS and all(len(table.shots(v)) == 1 for v in table.video_ids):
+        logger.warning(
+            "%s: no video has cuts by its JSON, and TEST.REFERENCES.FIND_SHOTS does not look for "
+            "them in datasets; datasets/find_shots.py does, once",
+            dataset_name,
+        )
     loader = DataLoader(
         MapDataset(DatasetFromList(records, copy=False), mapper),
         batch_sampler=VideoBatchSampler(sampler, cfg.TEST.KEY_FRAMES_PER_BATCH),

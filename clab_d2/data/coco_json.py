@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clab_d2.data.frame_files import first_out_of_order
-from clab_d2.data.json_values import is_file_name, is_integer, is_number, is_size
+from clab_d2.data.json_values import is_file_name, is_integer, is_number, is_shots, is_size
 from clab_d2.errors import DataError
 from clab_d2.io import refuse_special_file
 
@@ -64,12 +64,14 @@ class Video:
     name: str
     file: str | None  # the video file that the JSON names
     images: list[Json]  # by frame
+    shots: tuple[int, ...] = (0,)  # the first frame of each
 
 
 def group_into_videos(json_file: str, data: Json) -> list[Video]:
     """Sort images into videos and check that each video's frames are 0, 1, 2, ... once each."""
     names: dict[int, str] = {}
     files: dict[int, str] = {}
+    shots: dict[int, Any] = {}
     for position, video in enumerate(data.get("videos", [])):
         require(json_file, "videos", position, video, {"id": int})
         if video.get("file") is not None:
@@ -81,6 +83,8 @@ def group_into_videos(json_file: str, data: Json) -> list[Video]:
                 f'{json_file}: two videos have the id {video["id"]}; give each its own'
             )
         names[video["id"]] = str(video.get("name") or "")
+        if video.get("shots") is not None:
+            shots[video["id"]] = video["shots"]
     frames: dict[int, list[Json]] = {video_id: [] for video_id in names}
     stills: list[Json] = []
     needed = {"id": int, "file_name": str, "height": int, "width": int}
@@ -117,7 +121,16 @@ def group_into_videos(json_file: str, data: Json) -> list[Video]:
             if image["frame_id"] != expected:
                 _raise_frame_error(json_file, names[video_id] or f"{video_id}", expected, image)
         if images:
-            videos.append(Video(video_id, names[video_id], files.get(video_id), images))
+            of_video = shots.get(video_id, [0])
+            if not is_shots(of_video, len(images)):
+                raise DataError(
+                    f"{json_file}: video {names[video_id] or video_id} has {short(of_video)} as "
+                    f'"shots"; list the first frame of each shot of its {len(images)} frames, '
+                    "rising from 0, such as [0, 120]"
+                )
+            videos.append(
+                Video(video_id, names[video_id], files.get(video_id), images, tuple(of_video))
+            )
     if len(videos) < len(frames):
         empty = [names[v] or f"{v}" for v, images in frames.items() if not images]
         logger.warning(

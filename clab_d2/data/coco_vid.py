@@ -270,6 +270,7 @@ def _remember_table(
             video.name,
             names,
             [(image["height"], image["width"]) for image in video.images],
+            video.shots,
         )
         for video, names in zip(videos, file_names, strict=True)
     ]

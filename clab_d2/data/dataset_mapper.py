@@ -22,6 +22,7 @@ from clab_d2.data.coco_vid import get_video_table
 from clab_d2.data.frames import IMAGE_FORMATS, read_frame
 from clab_d2.data.reference_sampling import ReferenceSampling, build_reference_sampling
 from clab_d2.data.reference_schedule import ReferenceSchedule
+from clab_d2.data.shot_references import ShotReferences
 from clab_d2.data.truth_table import TruthTable, load_truth_table
 from clab_d2.data.video_table import VideoTable
 from clab_d2.errors import ConfigError, DataError
@@ -68,7 +69,8 @@ class VIDDatasetMapper:
     Args:
         is_train: whether to augment and to give ``instances``.
         augmentation: draws the resize and flip of each clip.
-        sampling: which reference frames a clip has; None for none.
+        sampling: which reference frames a clip has, within the key frame's shot where the table
+            tells of shots; None for none.
         tables: the videos of each dataset, by its name.
         truths: the truth of all frames of each dataset, by its name, for references in training.
         key_frames: at test, the key frames of each video, by (dataset name, video id), ascending;
@@ -176,7 +178,8 @@ class VIDDatasetMapper:
     ) -> dict[str, Any] | None:
         transform = self.augmentation.sample()
         key = record["frame_id"]
-        frames = self.sampling.references(record["num_frames"], key) if self.sampling else []
+        sampling = self._sampling_in(record)
+        frames = sampling.references(record["num_frames"], key) if sampling else []
         key_image = self._read(record, key, check_size=True)
         self._count_bad_keys(key_image, record["file_name"])
         if key_image is None:
@@ -213,11 +216,17 @@ class VIDDatasetMapper:
         schedule = self._schedules.pop(video, None)
         if schedule is None:
             keys = self.key_frames.get(video)
-            schedule = ReferenceSchedule(self.sampling, record["num_frames"], keys)
+            schedule = ReferenceSchedule(self._sampling_in(record), record["num_frames"], keys)
         self._schedules[video] = schedule
         if len(self._schedules) > _MAX_SCHEDULES:
             self._schedules.popitem(last=False)
         return schedule
+
+    def _sampling_in(self, record: Mapping[str, Any]) -> ReferenceSampling | None:
+        shots = self.tables[record["dataset_name"]].shots(record["video_id"])
+        if self.sampling is None or len(shots) == 1:
+            return self.sampling
+        return ShotReferences(self.sampling, shots)
 
     def _truth(
         self, record: Mapping[str, Any], frame: int, size: tuple[int, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 
@@ -43,3 +44,17 @@ def is_file_name(name: str) -> bool:
         return b"\0" not in name.encode()
     except UnicodeEncodeError:  # half a character
         return False
+
+
+def is_shots(value: Any, num_frames: int | None = None) -> bool:
+    """Whether a value lists the first frames of a video's shots: integers rising from 0.
+
+    Args:
+        value: any.
+        num_frames: the video's length; None where it is not known.
+    """
+    if not isinstance(value, list) or not value or not all(map(is_integer, value)):
+        return False
+    if value[0] != 0 or any(a >= b for a, b in pairwise(value)):
+        return False
+    return num_frames is None or value[-1] < num_frames

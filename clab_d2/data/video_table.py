@@ -18,12 +18,14 @@ class VideoRecord:
         name: for people; "" where the dataset gives none.
         file_names: one a frame, in order, relative to the dataset's image root.
         sizes: (height, width) of each frame, in pixels.
+        shots: the first frame of each shot, rising from 0.
     """
 
     video_id: int
     name: str
     file_names: Sequence[str]
     sizes: Sequence[tuple[int, int]]
+    shots: Sequence[int] = (0,)
 
 
 class VideoTable:
@@ -50,6 +52,7 @@ class VideoTable:
         self.not_found = tuple(not_found)
         self.video_ids: list[int] = [video.video_id for video in videos]
         self._video_names = [video.name for video in videos]
+        self._shots = [tuple(video.shots) for video in videos]
         self._row = {video_id: row for row, video_id in enumerate(self.video_ids)}
         lengths = [len(video.file_names) for video in videos]
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -73,6 +76,10 @@ class VideoTable:
     def video_name(self, video_id: int) -> str:
         """Return the name of a video, "" if it has none."""
         return self._video_names[self._row[video_id]]
+
+    def shots(self, video_id: int) -> tuple[int, ...]:
+        """Return the first frame of each of a video's shots, rising from 0."""
+        return self._shots[self._row[video_id]]
 
     def file_name(self, video_id: int, frame_id: int) -> str:
         """Return a frame's file, the image root included."""

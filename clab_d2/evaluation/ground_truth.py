@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from clab_d2.data.json_values import is_shots
+from clab_d2.data.shot_references import shot_number
 from clab_d2.data.video_frames import split_frame_name
 from clab_d2.errors import DataError
 from clab_d2.evaluation.boxes import xywh_to_xyxy
@@ -34,6 +36,7 @@ class GroundTruth:
         annotated: (I,) bool; False: the truth about the frame is unknown, so it does not count.
         video_of_image: (I,) the frame's video, an index into ``video_names``.
         frame_of_image: (I,) int64, the frame's number in its video; -1 where it is not known.
+        shot_of_image: (I,) int64, which shot of its video the frame is in, from 0.
         video_names: of each video; a still image is a video under its own file name.
         image, box, class_index, area, crowd, motion_iou, identity: of each of the M objects in
             annotated frames: image index, (M, 4) xywh in pixels, class index, square pixels, bool,
@@ -53,6 +56,7 @@ class GroundTruth:
     annotated: np.ndarray
     video_of_image: np.ndarray
     frame_of_image: np.ndarray
+    shot_of_image: np.ndarray
     video_names: list[str]
     image: np.ndarray
     box: np.ndarray
@@ -163,6 +167,7 @@ class GroundTruth:
             annotated=annotated,
             video_of_image=video_of_image,
             frame_of_image=frame_of_image,
+            shot_of_image=_shots(content, images, frame_of_image),
             video_names=video_names,
             image=image,
             box=box,
@@ -226,6 +231,23 @@ def _videos(content: Json, images: Sequence[Json]) -> tuple[np.ndarray, list[str
             video_names.append(str(name or f"{key[0]} {key[1]}"))
         video_of_image[row] = index_of[key]
     return video_of_image, video_names
+
+
+def _shots(content: Json, images: Sequence[Json], frame_of_image: np.ndarray) -> np.ndarray:
+    """(I,) which shot of its video each image is in, from 0."""
+    first_frames = {}
+    for video in content.get("videos") or []:
+        shots = video.get("shots")
+        if shots is not None:
+            if not is_shots(shots):
+                raise ValueError(f"shots must be first frames, rising from 0, not {shots!r}")
+            first_frames[video["id"]] = shots
+    shot_of_image = np.zeros(len(images), dtype=np.int64)
+    for row, image in enumerate(images):
+        shots = first_frames.get(image.get("video_id"))
+        if shots is not None:
+            shot_of_image[row] = max(shot_number(shots, int(frame_of_image[row])), 0)
+    return shot_of_image
 
 
 def _places(content: Json, images: Sequence[Json]) -> list[tuple[str, int] | None]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clab_d2.data.clip_augmentation import ClipAugmentation
 from clab_d2.data.reference_sampling import build_reference_sampling
+from clab_d2.data.shot_references import ShotReferences
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.inspection.aggregation_trace import AggregationTrace, BoxCall, RoICall, Stage
 from clab_d2.layers.rows import map_rows
@@ -29,6 +30,7 @@ from clab_d2.modeling.optimize import autocast_to
 from clab_d2.modeling.reference_memory import FrameFeatures, References
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 from clab_d2.video import VideoSource
+from clab_d2.video.shots import find_shots_of
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class KeyFrameAttention:
             )
         self.key = key
         sampling = build_reference_sampling(cfg, is_train=False)
+        if cfg.TEST.REFERENCES.FIND_SHOTS:
+            sampling = ShotReferences(sampling, find_shots_of(source))
         counts = Counter(sampling.references(source.num_frames, key))
         self.images = _read(source, [key, *counts], key)
         self.references = {n: count for n, count in counts.items() if n in self.images} or {key: 1}

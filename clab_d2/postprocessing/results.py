@@ -1,4 +1,4 @@
-"""Post-processing of a COCO result list, video by video."""
+"""Post-processing of a COCO result list, video by video and shot by shot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clab_d2.postprocessing.base import PostProcessing, VideoDetections
 
 @dataclass(frozen=True)
 class PostProcessResults:
-    """Applies a method to the detections of each video of a dataset.
+    """Applies a method to the detections of each video of a dataset, and of each of its shots.
 
     Neighbouring frames are those next to each other among a video's annotated frames and those with
     detections: where every fifth frame is annotated and detected in, five frames on. A still image
@@ -35,10 +35,11 @@ class PostProcessResults:
         Raises:
             DataError: a score is negative, or a frame has no ``frame_id``.
         """
-        video, position, concerned = _places(results, truth)
+        video, shot, position, concerned = _places(results, truth)
         rows = np.flatnonzero(concerned)
-        by_video = rows[np.argsort(video[rows], kind="stable")]
-        cuts = np.flatnonzero(np.diff(video[by_video])) + 1
+        by_video = rows[np.lexsort((shot[rows], video[rows]))]
+        ends = (np.diff(video[by_video]) != 0) | (np.diff(shot[by_video]) != 0)
+        cuts = np.flatnonzero(ends) + 1
         kept = ~concerned
         score = results.score.copy()
         for of_video in np.split(by_video, cuts) if len(rows) else ():
@@ -55,11 +56,14 @@ class PostProcessResults:
         return dataclasses.replace(results, score=score).select(kept)
 
 
-def _places(results: COCOResults, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) each detection's video, its frame's position in it, and whether these are known."""
+def _places(
+    results: COCOResults, truth: GroundTruth
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) each detection's video, shot, its frame's position, and whether these are known."""
     count = len(results.score)
     if len(truth.image_ids) == 0:
-        return np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, bool)
+        nowhere = np.zeros(count, np.int64)
+        return nowhere, nowhere, nowhere, np.zeros(count, bool)
     image = np.minimum(np.searchsorted(truth.image_ids, results.image_id), len(truth.image_ids) - 1)
     concerned = truth.image_ids[image] == results.image_id
     concerned &= np.isfinite(results.score) & np.isfinite(results.box).all(axis=1)
@@ -69,7 +73,7 @@ def _places(results: COCOResults, truth: GroundTruth) -> tuple[np.ndarray, np.nd
             "probabilities"
         )
     position = _positions(truth, image[concerned])
-    return truth.video_of_image[image], position[image], concerned
+    return truth.video_of_image[image], truth.shot_of_image[image], position[image], concerned
 
 
 def _positions(truth: GroundTruth, detected: np.ndarray) -> np.ndarray:

@@ -30,6 +30,13 @@ def add_score_threshold(parser: argparse.ArgumentParser, formats: str) -> None:
     )
 
 
+def add_shots(parser: argparse.ArgumentParser) -> None:
+    """Give a tool the option ``--shots``."""
+    parser.add_argument(
+        "--shots", action="store_true", help="find cuts; only frames of its shot help a frame"
+    )
+
+
 def add_appearance(parser: argparse.ArgumentParser) -> None:
     """Give a tool that has ``--track`` the option ``--appearance``."""
     parser.add_argument(

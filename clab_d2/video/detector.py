@@ -29,6 +29,8 @@ from clab_d2.data.reference_sampling import (
     build_reference_sampling,
 )
 from clab_d2.data.reference_schedule import ReferenceSchedule, StreamSchedule
+from clab_d2.data.shot_finder import ShotFinder
+from clab_d2.data.shot_references import ShotReferences, shot_number
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.postprocessing import (
     PostProcessing,
@@ -36,6 +38,7 @@ from clab_d2.postprocessing import (
     postprocess_instances,
 )
 from clab_d2.video.result import FrameResult
+from clab_d2.video.shots import find_shots_of
 from clab_d2.video.sources import VideoSource, open_video
 from clab_d2.video.tracks import Tracker
 
@@ -46,6 +49,22 @@ Mode = Literal["offline", "windowed", "online"]
 
 # The model tells videos apart by these; unique, as several detectors may share a model.
 _video_ids = itertools.count(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choices:
+    """What :meth:`VideoDetector.detect` is asked for.
+
+    Attributes:
+        mode: "online" for a stream, too.
+        tracking: the method; None: no tracks.
+        appearance, find_shots: as there.
+    """
+
+    mode: Mode
+    tracking: str | None
+    appearance: bool
+    find_shots: bool
 
 
 class VideoDetector:
@@ -129,6 +148,7 @@ class VideoDetector:
         mode: Mode = "offline",
         track: bool | str = False,
         appearance: bool = False,
+        shots: bool | None = None,
     ) -> Generator[FrameResult, None, None]:
         """Detect in a video file, a folder, a camera, or frames that a program holds.
 
@@ -154,13 +174,16 @@ class VideoDetector:
             appearance: tracks go by what objects look like, too: by embeddings of the detections
                 (their field ``appearance``), which a model has that was trained with
                 ``MODEL.CONTRASTIVE.LOSS TrackContrast``.
+            shots: find the video's cuts, and keep references, tracks and post-processing within
+                shots; None: as ``TEST.REFERENCES.FIND_SHOTS`` says. Unless online, the whole video
+                is read once for this before the first frame is detected in.
 
         Yields:
             A :class:`FrameResult` for each frame, in order, none left out.
 
         Raises:
-            ConfigError: if there is no such mode or method of tracking, its library is missing, or
-                the model has no embeddings.
+            ConfigError: if there is no such mode or method of tracking, a library is missing that
+                tracking or the search for cuts needs, or the model has no embeddings.
             DataError: if the source cannot be opened.
             RuntimeError: if another ``detect`` of this detector has begun meanwhile.
         """
@@ -171,7 +194,10 @@ class VideoDetector:
             Tracker(method, appearance=appearance)  # what is missing is told before the first frame
         if appearance:
             self._check_appearance(method)
-        return self._open_and_detect(source, mode, method, appearance)
+        find_shots = self.cfg.TEST.REFERENCES.FIND_SHOTS if shots is None else shots
+        if find_shots:
+            ShotFinder()
+        return self._open_and_detect(source, _Choices(mode, method, appearance, find_shots))
 
     def _check_appearance(self, method: str | None) -> None:
         if method is None:
@@ -188,13 +214,14 @@ class VideoDetector:
         mode: Mode = "offline",
         track: bool | str = False,
         appearance: bool = False,
+        shots: bool | None = None,
     ) -> AsyncIterator[FrameResult]:
         """:meth:`detect` for ``async for``: the event loop goes on while the model works.
 
         All of the detection runs in one thread of its own, which ends with the loop over it, also
         when that is left early or cancelled.
         """
-        results = self.detect(source, mode, track, appearance)
+        results = self.detect(source, mode, track, appearance, shots)
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="clab_d2 detector") as thread:
             following = functools.partial(loop.run_in_executor, thread, next, results, None)
@@ -208,27 +235,33 @@ class VideoDetector:
     def _open_and_detect(
         self,
         source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
-        mode: Mode,
-        tracking: str | None,
-        appearance: bool,
+        choices: _Choices,
     ) -> Generator[FrameResult, None, None]:
         if isinstance(source, VideoSource):
-            yield from self._results(source, mode, tracking, appearance)
+            yield from self._results(source, choices)
         else:
             with open_video(source) as opened:
-                yield from self._results(opened, mode, tracking, appearance)
+                yield from self._results(opened, choices)
 
     def _results(
-        self, source: VideoSource, mode: Mode, tracking: str | None, appearance: bool
+        self, source: VideoSource, choices: _Choices
     ) -> Generator[FrameResult, None, None]:
         """What is detected, with what is done to it after."""
-        tracker = None if tracking is None else Tracker(tracking, source.fps, appearance)
-        results = self._detect(source, mode, appearance)
-        if self._postprocessing is not None and mode != "online" and source.num_frames is not None:
+        if source.num_frames is None:
+            choices = dataclasses.replace(choices, mode="online")
+        tracker = None
+        if choices.tracking is not None:
+            tracker = Tracker(choices.tracking, source.fps, choices.appearance)
+        results = self._detect(source, choices)
+        if self._postprocessing is not None and choices.mode != "online":
             results = self._postprocessed(source, results, self._postprocessing)
+        shot = 0
         with contextlib.closing(results):
             for result in results:
                 if tracker is not None:
+                    if result.shot != shot:
+                        shot = result.shot
+                        tracker.begin_shot()
                     tracked = tracker.update(result.instances, result.image)
                     result = dataclasses.replace(result, instances=tracked)
                 yield result
@@ -244,7 +277,11 @@ class VideoDetector:
         no_image = np.zeros((0, 0, 3), np.uint8)
         with contextlib.closing(results):
             found = [dataclasses.replace(result, image=no_image) for result in results]
-        processed = postprocess_instances([result.instances for result in found], method)
+        processed = [
+            instances
+            for _, shot in itertools.groupby(found, key=lambda result: result.shot)
+            for instances in postprocess_instances([result.instances for result in shot], method)
+        ]
         frames = _LookAheadReader(source, 0, self.unreadable_frames)
         image: np.ndarray | None = None
         for result, instances in zip(found, processed, strict=True):
@@ -253,21 +290,32 @@ class VideoDetector:
             yield dataclasses.replace(result, image=image, instances=instances)
 
     def _detect(
-        self, source: VideoSource, mode: Mode, appearance: bool
+        self, source: VideoSource, choices: _Choices
     ) -> Generator[FrameResult, None, None]:
         run = self._run = next(_video_ids)
         self.unreadable_frames = []
-        sampling = self._sampling_for("online" if source.num_frames is None else mode)
+        sampling = self._sampling_for(choices.mode)
+        finder: ShotFinder | None = None
+        first_frames = [0]
+        if choices.find_shots and choices.mode == "online":
+            finder = ShotFinder(causal=True)
+            first_frames = finder.first_frames  # grows
+        elif choices.find_shots:
+            logger.info("%s: looking for cuts in all frames first", source.name)
+            first_frames = find_shots_of(source)
+            logger.info("%s: %d shots", source.name, len(first_frames))
+        if choices.find_shots and sampling is not None:
+            sampling = ShotReferences(sampling, first_frames)
         schedule: ReferenceSchedule | StreamSchedule
-        if source.num_frames is None:
+        if source.num_frames is None or finder is not None:
             schedule = StreamSchedule(sampling)
         else:
             schedule = ReferenceSchedule(sampling, source.num_frames)
         # References that may lie anywhere are read by their number.
         ahead = sampling.reach[1] if sampling is not None and sampling.reach is not None else 0
         frames = _LookAheadReader(source, ahead, self.unreadable_frames)
-        clips = self._clips(schedule, frames, run)
-        if appearance:
+        clips = self._clips(schedule, frames, run, finder)
+        if choices.appearance:
             clips = ((image, {**clip, "appearance": True}) for image, clip in clips)
         if source.num_frames is None:
             # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
@@ -282,7 +330,7 @@ class VideoDetector:
                 with torch.no_grad():
                     outputs = self.model([clip for _, clip in batch])
                 results = [
-                    self._result(source, image, clip["frame_id"], output)
+                    self._result(source, image, clip["frame_id"], first_frames, output)
                     for (image, clip), output in zip(batch, outputs, strict=True)
                 ]
                 del batch, outputs
@@ -297,7 +345,12 @@ class VideoDetector:
             )
 
     def _result(
-        self, source: VideoSource, image: np.ndarray, index: int, output: dict[str, Any]
+        self,
+        source: VideoSource,
+        image: np.ndarray,
+        index: int,
+        first_frames: Sequence[int],
+        output: dict[str, Any],
     ) -> FrameResult:
         return FrameResult(
             image=image,
@@ -306,6 +359,7 @@ class VideoDetector:
             instances=output["instances"].to("cpu"),
             class_names=self.class_names,
             video=source.name,
+            shot=shot_number(first_frames, index),
         )
 
     def _sampling_for(self, mode: Mode) -> ReferenceSampling | None:
@@ -322,7 +376,11 @@ class VideoDetector:
         return CausalReferences(self.cfg, references)
 
     def _clips(
-        self, schedule: ReferenceSchedule | StreamSchedule, frames: _LookAheadReader, video_id: int
+        self,
+        schedule: ReferenceSchedule | StreamSchedule,
+        frames: _LookAheadReader,
+        video_id: int,
+        finder: ShotFinder | None,
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Each frame as it is shown, and the clip that the model takes for it."""
         last_good: np.ndarray | None = None
@@ -331,6 +389,8 @@ class VideoDetector:
             if frames.ended_at is not None and key >= frames.ended_at:
                 return
             last_good = _shown(frames.source, image, last_good)
+            if finder is not None:
+                finder.see(image)
             scheduled = schedule.at(key)
             clip = {
                 "dataset_name": "video",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class FrameResult:
             length 1.
         class_names: by class number.
         video: what the source is called; tells videos apart where several are detected in.
+        shot: which shot of the video it is in, from 0; 0 where cuts are not looked for.
     """
 
     image: np.ndarray
@@ -39,6 +41,7 @@ class FrameResult:
     instances: Instances
     class_names: Sequence[str]
     video: str = "frames"
+    shot: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         """``frame, instances = result``, which is what programs of earlier versions write."""
@@ -55,9 +58,7 @@ class FrameResult:
     def above(self, score_threshold: float) -> FrameResult:
         """The same frame with the detections of at least this score."""
         kept = self.instances[self.instances.scores >= score_threshold]
-        return FrameResult(
-            self.image, self.index, self.timestamp, kept, self.class_names, self.video
-        )
+        return dataclasses.replace(self, instances=kept)
 
     def to_supervision(self) -> supervision.Detections:
         """The detections as supervision's ``Detections``, for its annotators, zones and counters.

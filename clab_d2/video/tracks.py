@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class Tracker:
         self._by_class: dict[int, Any] = {}
         # (class, number in its class) -> number in the video, from 1 in the order of appearance.
         self._numbers: dict[tuple[int, int], int] = {}
+        self._given = itertools.count(1)
 
     def update(self, instances: Instances, image: np.ndarray) -> Instances:
         """The detections of the next frame, with their tracks.
@@ -132,6 +134,11 @@ class Tracker:
         result.track_ids = torch.from_numpy(track_ids)
         return result
 
+    def begin_shot(self) -> None:
+        """End all tracks: the next frame is behind a cut. Numbers go on."""
+        self._by_class = {}
+        self._numbers = {}
+
     def _new_tracker(self) -> Any:
         options = dict(self._method.options)
         if self._appearance:
@@ -141,4 +148,6 @@ class Tracker:
         return self._make(frame_rate=self._frame_rate, **options)
 
     def _number(self, class_index: int, number: int) -> int:
-        return self._numbers.setdefault((class_index, number), len(self._numbers) + 1)
+        if (class_index, number) not in self._numbers:
+            self._numbers[class_index, number] = next(self._given)
+        return self._numbers[class_index, number]

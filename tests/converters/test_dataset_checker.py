@@ -57,6 +57,11 @@ def test_a_good_dataset_has_no_problems(make_dataset: MakeDataset) -> None:
 FAULTS: dict[str, tuple[Break, str, int]] = {
     "missing file": (lambda d: d.frame_file(1, 2).unlink(), "missing files", 1),
     "empty file": (lambda d: d.frame_file(1, 2).write_bytes(b""), "empty files", 1),
+    "shots": (
+        lambda d: d.data["videos"][0].update(shots=[0, 99]),
+        "videos whose shots don't rise from 0 within the video",
+        1,
+    ),
     "outside": (lambda d: box(d, 0).update(bbox=[30, 4, 10, 8]), "boxes outside the image", 1),
     "far outside": (lambda d: box(d, 0).update(bbox=[-9, -9, 2, 2]), "boxes outside the image", 1),
     "zero area": (lambda d: box(d, 0).update(bbox=[3, 4, 0, 8]), "boxes of zero area", 1),

@@ -106,6 +106,24 @@ def test_empty_video_is_left_out_with_a_warning(
     assert "1 video(s) have no frame and are left out: nothing" in caplog.text
 
 
+def test_shots(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset((5, 3))
+    dataset.data["videos"][0]["shots"] = [0, 2, 4]
+    dataset.save()
+    _load(dataset)
+    table = get_video_table(dataset.name)
+    assert (table.shots(1), table.shots(2)) == ((0, 2, 4), (0,))
+
+
+@pytest.mark.parametrize("shots", [[], [1, 3], [0, 3, 3], [0, 4, 2], [0, 5], [0, "2"], 2])
+def test_shots_that_are_none(make_dataset: MakeDataset, shots: Any) -> None:
+    dataset = make_dataset((5,))
+    dataset.data["videos"][0]["shots"] = shots
+    dataset.save()
+    with pytest.raises(DataError, match=r'video v1 has .* as "shots"; .* of its 5 frames'):
+        _load(dataset)
+
+
 def _change(key: str, index: int, **values: Any) -> Callable[[dict[str, Any]], None]:
     def change(data: dict[str, Any]) -> None:
         for name, value in values.items():

@@ -152,6 +152,39 @@ def test_clips_at_test_follow_the_schedule(
     assert sorted(came) == [(1, frame) for frame in range(num_frames)] + [(2, 0), (2, 1)]
 
 
+@pytest.mark.parametrize("sampling", ["adaptive", "fixed", "causal"])
+def test_references_at_test_are_of_the_shot(
+    make_dataset: MakeDataset, make_cfg: MakeCfg, sampling: str
+) -> None:
+    """As if each shot were a video."""
+    film, parts = make_dataset((9, 2)), make_dataset((4, 5, 2))
+    film.data["videos"][0]["shots"] = [0, 4]
+    film.save()
+    references = []
+    for dataset, first_frames in ((film, (0, 0)), (parts, (0, 4, 0))):
+        options = {"TEST.REFERENCES.SAMPLING": sampling, "TEST.REFERENCES.NUM": 4}
+        mapper = VIDDatasetMapper(make_cfg(dataset, **options), is_train=False)
+        references.append([])
+        for record in _records(dataset):
+            first = first_frames[record["video_id"] - 1]
+            clip = mapper(record)
+            names = ("reference_frame_ids", "images", "kept_frame_ids")
+            references[-1].append([[first + frame for frame in clip[name]] for name in names])
+    assert references[0] == references[1]
+
+
+def test_references_in_training_are_of_the_shot(
+    make_dataset: MakeDataset, make_cfg: MakeCfg
+) -> None:
+    dataset = make_dataset((9,))
+    dataset.data["videos"][0]["shots"] = [0, 4]
+    dataset.save()
+    records = _records(dataset)
+    mapper = VIDDatasetMapper(make_cfg(dataset), is_train=True)
+    drawn = [f for _ in range(20) for f in mapper(records[4])["reference_frame_ids"]]
+    assert set(drawn) == {5, 6, 7, 8}
+
+
 def test_chosen_key_frames(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:
     """With few key frames, only what they need is read."""
     dataset = make_dataset((40,))

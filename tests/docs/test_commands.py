@@ -41,6 +41,7 @@ RUN_BY = {
     "convert-mot": "tests/tools/test_convert_annotations.py",
     "split": "tests/tools/test_split_tool.py",
     "thin": "tests/tools/test_thin_tool.py",
+    "find-shots": "tests/tools/test_find_shots.py",
     "install-detectron2": "tests/tools/test_install_detectron2.py",
 }
 #: Of a checkout only -> the test that runs it.

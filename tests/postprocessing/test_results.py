@@ -22,15 +22,21 @@ from clab_d2.postprocessing import (
 )
 
 
-def dataset(lengths: tuple[int, ...] = (4, 3), every: int = 1) -> GroundTruth:
-    """Videos of which every so many frames are annotated; ids rise against the order of frames."""
+def dataset(
+    lengths: tuple[int, ...] = (4, 3), every: int = 1, shots: list[int] | None = None
+) -> GroundTruth:
+    """Videos of which every so many frames are annotated; ids rise against the order of frames.
+
+    ``shots`` are those of the first.
+    """
     images = [
         {"id": 1000 * v + 100 - f, "video_id": v, "frame_id": f, "annotated": f % every == 0}
         for v, length in enumerate(lengths, 1)
         for f in range(length)
     ]
     content = {"categories": [{"id": 1, "name": "cat"}], "images": images, "annotations": []}
-    return GroundTruth.from_json({**content, "videos": []}, "truth.json")
+    videos = [] if shots is None else [{"id": 1, "name": "film", "shots": shots}]
+    return GroundTruth.from_json({**content, "videos": videos}, "truth.json")
 
 
 def results_of(*entries: tuple[int, int, float]) -> COCOResults:
@@ -70,6 +76,15 @@ def test_equals_each_video_by_itself() -> None:
     expected.sort()
     assert processed.score.tolist() == [score for _, score in expected]
     assert processed.image_id.tolist() == [int(image_id[row]) for row, _ in expected]
+
+
+def test_shots_are_apart() -> None:
+    results = results_of((1, 1, 0.9), (1, 2, 0.3), (1, 3, 0.5))
+    assert PostProcessResults(SeqNMS())(results, dataset()).score == pytest.approx([1.7 / 3] * 3)
+    film = dataset(shots=[0, 2])
+    assert PostProcessResults(SeqNMS())(results, film).score.tolist() == [0.9, 0.4, 0.4]
+    with pytest.raises(DataError, match=r"malformed \(shots must be first frames"):
+        dataset(shots=[2, 0])
 
 
 def test_neighbours_are_frames_that_were_looked_at() -> None:

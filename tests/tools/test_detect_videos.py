@@ -10,6 +10,7 @@ from encoded_videos import encode, moving_pictures, play
 from numbered_frames import write_pictures
 from stub_detector import NotingModel, make_cfg
 from tool_modules import import_tool
+from two_scenes import CUT, two_scenes
 
 from clab_d2.video import VideoDetector
 
@@ -92,6 +93,18 @@ def test_drawn_and_in_parts(runs: Runs) -> None:
     assert runs("--part", "2/2", *arguments) == 0
     assert runs.seen == ["a.mp4", "pictures", "b.mp4"]
     assert len(play(runs.results / "deep" / "b.mp4.drawn.mp4")) == 3
+
+
+def test_shots(runs: Runs) -> None:
+    """Frames of another shot would change what the noting detector scores a frame with."""
+    pytest.importorskip("scenedetect")
+    (runs.videos / "broken.mp4").unlink()
+    encode(runs.videos / "a.mp4", two_scenes((48, 64)))
+    assert runs("--shots") == 0
+    apart = [found["score"] for found in json.loads((runs.results / "a.mp4.json").read_text())]
+    assert runs("--output", str(runs.results / "blind")) == 0
+    blind = json.loads((runs.results / "blind" / "a.mp4.json").read_text())
+    assert max(apart[:CUT]) < min(found["score"] for found in blind[:CUT]) < min(apart[CUT:])
 
 
 def test_mistakes_are_one_line(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
