@@ -9,7 +9,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
@@ -39,7 +39,7 @@ from clab_d2.postprocessing import (
 )
 from clab_d2.video.result import FrameResult
 from clab_d2.video.shots import find_shots_of
-from clab_d2.video.sources import VideoSource, open_video
+from clab_d2.video.sources import Source, Videos, VideoSource, each_video, open_video
 from clab_d2.video.tracks import Tracker
 
 logger = logging.getLogger(__name__)
@@ -144,13 +144,13 @@ class VideoDetector:
 
     def detect(
         self,
-        source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
+        source: Source | Videos,
         mode: Mode = "offline",
         track: bool | str = False,
         appearance: bool = False,
         shots: bool | None = None,
     ) -> Generator[FrameResult, None, None]:
-        """Detect in a video file, a folder, a camera, or frames that a program holds.
+        """Detect in a video file, a folder, a camera, frames that a program holds, or several.
 
         A stream is read frame by frame as its turn comes, so that it may be endless. In all
         else, a thread reads and resizes the next frames while the model has the current ones; it
@@ -165,6 +165,9 @@ class VideoDetector:
 
         Args:
             source: what :func:`open_video` takes, or a source, which is left open at the end.
+                Several videos, as a list of paths, URLs or open sources, or as a folder of video
+                files, are detected in one after the other: frames and tracks count anew in each,
+                and ``FrameResult.video`` tells which it is.
             mode: which frames serve as references. "offline": as ``TEST.REFERENCES.SAMPLING``
                 says, by default frames spread over the whole video. "windowed":
                 ``TEST.REFERENCES.NUM`` frames around each, ``STRIDE`` apart. "online": so many
@@ -179,12 +182,12 @@ class VideoDetector:
                 is read once for this before the first frame is detected in.
 
         Yields:
-            A :class:`FrameResult` for each frame, in order, none left out.
+            A :class:`FrameResult` for each frame, in order, none left out, video by video.
 
         Raises:
             ConfigError: if there is no such mode or method of tracking, a library is missing that
                 tracking or the search for cuts needs, or the model has no embeddings.
-            DataError: if the source cannot be opened.
+            DataError: if the source cannot be opened, or when its turn comes, one of several.
             RuntimeError: if another ``detect`` of this detector has begun meanwhile.
         """
         if mode not in get_args(Mode):
@@ -210,7 +213,7 @@ class VideoDetector:
 
     async def detect_async(
         self,
-        source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
+        source: Source | Videos,
         mode: Mode = "offline",
         track: bool | str = False,
         appearance: bool = False,
@@ -234,14 +237,15 @@ class VideoDetector:
 
     def _open_and_detect(
         self,
-        source: str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray],
+        source: Source | Videos,
         choices: _Choices,
     ) -> Generator[FrameResult, None, None]:
-        if isinstance(source, VideoSource):
-            yield from self._results(source, choices)
-        else:
-            with open_video(source) as opened:
-                yield from self._results(opened, choices)
+        for one in each_video(source):
+            if isinstance(one, VideoSource):
+                yield from self._results(one, choices)
+            else:
+                with open_video(one) as opened:
+                    yield from self._results(opened, choices)
 
     def _results(
         self, source: VideoSource, choices: _Choices

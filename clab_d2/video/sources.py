@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -259,6 +259,12 @@ class CameraSource(_TimedStream):
         self._capture.release()
 
 
+#: A video: what :func:`open_video` takes, or an open source.
+Source: TypeAlias = str | int | os.PathLike[str] | VideoSource | Iterable[np.ndarray]
+#: Several videos, one after the other.
+Videos: TypeAlias = Sequence[str | os.PathLike[str] | VideoSource]
+
+
 def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> VideoSource:
     """Open a video file, a folder of frames, a picture, a camera, or frames that a program holds.
 
@@ -289,6 +295,29 @@ def open_video(source: str | int | os.PathLike[str] | Iterable[np.ndarray]) -> V
     return FileSource(path)
 
 
+def each_video(source: Source | Videos) -> Iterator[Source]:
+    """The videos that a source names: itself, or those of a list of paths or a folder of videos.
+
+    Args:
+        source: what :func:`open_video` takes, an open source, a list of these but arrays, or a
+            folder that has no pictures but, at any depth, videos (see :func:`find_videos`).
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir() and not any(map(_is_picture, path.iterdir())):
+            yield from find_videos(path) or [source]
+            return
+    elif isinstance(source, Sequence) and source and all(map(_names_video, source)):
+        for one in source:
+            yield from each_video(one)
+        return
+    yield source
+
+
+def _names_video(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike | VideoSource)
+
+
 def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     """The videos in a folder, at any depth, in natural order: video files, folders of pictures.
 
@@ -297,9 +326,10 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = [Path(parent, name) for name in files if not name.startswith(".")]
+        paths = [Path(parent, name) for name in files]
+        shown = [path for path in paths if not path.name.startswith(".")]
         found += [p for p in shown if is_video_file(p) and not p.stem.endswith(".partial")]
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in shown):
+        if any(map(_is_picture, paths)):
             found.append(Path(parent))
     return sorted(found, key=lambda path: natural_key(str(path)))
 
@@ -336,12 +366,18 @@ def _without_password(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url)
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def _pictures_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-    files = [p for p in files if not p.name.startswith(".")]
+    files = [p for p in path.iterdir() if _is_picture(p)]
     if not files:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{path}: the folder holds no pictures ({kinds})")
+        raise DataError(
+            f"{path}: the folder holds no pictures ({kinds}); tools/detect_videos.py takes one of "
+            "video files"
+        )
     return sorted(files, key=lambda path: natural_key(path.name))
