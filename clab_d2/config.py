@@ -191,11 +191,36 @@ def _add_model_keys(cfg: CN) -> None:
     # Best IoU that an object's best anchors must reach to be kept as low-quality matches.
     cfg.MODEL.RPN.MIN_LOW_QUALITY_IOU = 0.0
 
-    # How a key frame takes in its reference frames, at three places; "" leaves a place out. Each
+    # A one-stage detector (META_ARCHITECTURE "TemporalDense"): MODEL.RETINANET has its maps, convs,
+    # losses and thresholds, MODEL.ROI_HEADS.NUM_CLASSES its classes.
+    cfg.MODEL.DENSE = CN()
+    # "FCOS": one prediction at each position; "RetinaNet": one for each anchor there.
+    cfg.MODEL.DENSE.HEAD = "FCOS"
+    # Its two towers: "Conv" (Detectron2's) or "Separable" (depthwise convs of KERNEL_SIZE, each
+    # level's own, with batch norm), RETINANET.NUM_CONVS deep, of DIM channels.
+    cfg.MODEL.DENSE.TOWERS = "Conv"
+    cfg.MODEL.DENSE.DIM = 256
+    cfg.MODEL.DENSE.KERNEL_SIZE = 5
+    # FCOS: positions so many strides from an object's middle, along each axis, learn it.
+    cfg.MODEL.DENSE.CENTER_SAMPLING_RADIUS = 1.5
+    # What stands for a frame: of the NUM_CANDIDATES most confident predictions of each level, the
+    # first NUM that overlap by no more than NMS_THRESH; in training, also the NUM_PER_OBJECT that
+    # fit each object best.
+    cfg.MODEL.DENSE.SELECT = CN()
+    cfg.MODEL.DENSE.SELECT.NUM = 50
+    cfg.MODEL.DENSE.SELECT.NUM_CANDIDATES = 200
+    cfg.MODEL.DENSE.SELECT.NMS_THRESH = 0.75
+    cfg.MODEL.DENSE.SELECT.NUM_PER_OBJECT = 4
+    # Weight of the loss of the scores that MODEL.AGGREGATION.PREDICTIONS gives.
+    cfg.MODEL.DENSE.RESCORING_WEIGHT = 1.0
+
+    # How a key frame takes in its reference frames, at four places; "" leaves a place out. Each
     # key names an entry of a registry (clab_d2/modeling/aggregation/base.py), also a plug-in's.
     cfg.MODEL.AGGREGATION = CN()
     # on feature maps: "FlowGuided"
     cfg.MODEL.AGGREGATION.MAPS = ""
+    # on the selected predictions of a one-stage detector: "DualAffinity"
+    cfg.MODEL.AGGREGATION.PREDICTIONS = ""
     # on the RoI features: "TemporalRoIAlign"
     cfg.MODEL.AGGREGATION.ROI_FEATURES = "TemporalRoIAlign"
     # on the box features after each FC layer: "SELSA"
@@ -203,6 +228,11 @@ def _add_model_keys(cfg: CN) -> None:
     # True: each method starts as the identity, so that a detector whose other weights come from a
     # single-frame one (configs/COCO-Start) begins by detecting what that one does.
     cfg.MODEL.AGGREGATION.START_AS_IDENTITY = False
+
+    # DualAffinity: attention from selected predictions to the reference frames', by both towers.
+    cfg.MODEL.DUAL_AFFINITY = CN()
+    cfg.MODEL.DUAL_AFFINITY.DIM = 128
+    cfg.MODEL.DUAL_AFFINITY.NUM_HEADS = 4
 
     # SELSA: attention from the key frame's proposals to the reference frames'.
     cfg.MODEL.SELSA = CN()

@@ -16,6 +16,8 @@ from clab_d2.checkpoint.model_file import ModelCard
 # Layers whose shape follows from the number of classes (a cascade has several of each).
 CLASS_LAYER = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?(cls_score|bbox_pred)\.")
 _SCORE_LAYER = re.compile(r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.weight")
+# A one-stage detector's, with rows for each class of each anchor.
+_DENSE_LAYER = re.compile(r"(dense_head\.head\.cls_score|prediction_aggregation\.output)\.")
 _ZOO = "Detectron2 Model Zoo"
 
 
@@ -75,6 +77,10 @@ def keep_by_name(
     changed = dict(weights)
     for name, value in weights.items():
         match = CLASS_LAYER.match(name)
+        if name in own and _DENSE_LAYER.match(name):
+            changed[name] = _dense_layer(
+                torch.as_tensor(value), own[name].detach().cpu(), pairs, len(theirs), len(ours)
+            )
         if match is None or name not in own:
             continue
         old, new = torch.as_tensor(value), own[name].detach().cpu().clone()
@@ -91,6 +97,22 @@ def keep_by_name(
         changed[name] = new
     kept = [ours[index] for index, _ in pairs]
     return KeptClasses(changed, kept, [name for name in ours if name not in kept])
+
+
+def _dense_layer(
+    old: Tensor, new: Tensor, pairs: Sequence[tuple[int, int]], num_theirs: int, num_ours: int
+) -> Tensor:
+    """Rows of anchors x classes; ``old`` itself where it is of another shape than told."""
+    anchors = len(new) // num_ours
+    if [len(old), len(new)] != [anchors * n for n in (num_theirs, num_ours)] or (
+        old.shape[1:] != new.shape[1:]
+    ):
+        return old
+    result = new.clone().view(anchors, num_ours, *new.shape[1:])
+    source = old.view(anchors, num_theirs, *old.shape[1:])
+    for i, j in pairs:
+        result[:, i] = source[:, j]
+    return result.view_as(new)
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,8 @@ RENAMED: tuple[tuple[str, str], ...] = (
     # Detectron2's "C4" detectors have the stage in the ROI heads themselves.
     (r"roi_heads\.res5\.", r"roi_heads.box_head.res5."),
     (r"contrastive_branch\.(conv|projection)\.", r"contrastive_branch.loss.embedding.\1."),
+    # Detectron2's one-stage detectors are their head's owner.
+    (r"head\.", "dense_head.head."),
     # Detectron2's names, which count from 1
     *(
         (rf"roi_heads\.box_head\.fcs\.{index}\.", f"roi_heads.box_head.fc{index + 1}.")

@@ -27,11 +27,14 @@ from clab_d2.errors import ConfigError, PartError
 from clab_d2.modeling.aggregation.base import (
     BOX_AGGREGATION_REGISTRY,
     MAP_AGGREGATION_REGISTRY,
+    PREDICTION_AGGREGATION_REGISTRY,
     ROI_AGGREGATION_REGISTRY,
 )
+from clab_d2.modeling.backbones.base import feature_keys
 from clab_d2.modeling.backbones.necks import NECKS
 from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
 from clab_d2.modeling.contrastive.schedule import SCHEDULES
+from clab_d2.modeling.dense_heads.base import DENSE_HEAD_REGISTRY, TOWERS
 from clab_d2.modeling.optimize import PRECISIONS
 from clab_d2.postprocessing import build_postprocessing
 
@@ -115,6 +118,7 @@ def _check_choices(cfg: CfgNode) -> None:
         cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE,
         SCHEDULES,
     )
+    _choice("MODEL.DENSE.TOWERS", cfg.MODEL.DENSE.TOWERS, TOWERS)
     _choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     _choice("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, TRAINING_SAMPLERS)
     _choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, sorted(OPTIMIZERS))
@@ -189,6 +193,8 @@ def _check_plugs(cfg: CfgNode) -> None:
         (MAP_AGGREGATION_REGISTRY, places.MAPS),
         (ROI_AGGREGATION_REGISTRY, places.ROI_FEATURES),
         (BOX_AGGREGATION_REGISTRY, places.BOX_FEATURES),
+        (PREDICTION_AGGREGATION_REGISTRY, places.PREDICTIONS),
+        (DENSE_HEAD_REGISTRY, cfg.MODEL.DENSE.HEAD),
         (CONTRASTIVE_LOSS_REGISTRY, cfg.MODEL.CONTRASTIVE.LOSS),
     ):
         if name:
@@ -205,7 +211,7 @@ def backbone_features(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]] |
     """Names of a backbone's feature maps.
 
     Returns:
-        Those that RPN and ROI heads can take, and those that the contrastive branch can tap; None
+        Those that the detector's heads can take, and those that the contrastive branch can tap; None
         for backbones that this package does not know.
     """
     name = cfg.MODEL.BACKBONE.NAME
@@ -229,7 +235,7 @@ def _check_features(cfg: CfgNode) -> None:
     if features is None:
         return
     outputs, tappable = features
-    for key in ("RPN", "ROI_HEADS"):
+    for key in feature_keys(cfg):
         for feature in cfg.MODEL[key].IN_FEATURES:
             _choice(f"MODEL.{key}.IN_FEATURES", feature, outputs)
     if cfg.MODEL.CONTRASTIVE.ENABLED:

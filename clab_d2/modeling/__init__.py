@@ -4,12 +4,15 @@ ours."""
 from clab_d2.modeling.aggregation.base import (
     BOX_AGGREGATION_REGISTRY,
     MAP_AGGREGATION_REGISTRY,
+    PREDICTION_AGGREGATION_REGISTRY,
     ROI_AGGREGATION_REGISTRY,
     BoxAggregation,
     FrameMaps,
     MapAggregation,
+    PredictionAggregation,
     RoIAggregation,
 )
+from clab_d2.modeling.aggregation.dual_affinity import DualAffinity
 from clab_d2.modeling.aggregation.flow_guided import FlowGuided
 from clab_d2.modeling.aggregation.selsa import SELSA
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
@@ -36,6 +39,9 @@ from clab_d2.modeling.contrastive.clip_contrast import ClipContrast
 from clab_d2.modeling.contrastive.foreground_contrast import ForegroundContrast
 from clab_d2.modeling.contrastive.schedule import contrastive_weight
 from clab_d2.modeling.contrastive.track_contrast import TrackContrast
+from clab_d2.modeling.dense_heads.base import DENSE_HEAD_REGISTRY, DenseHead
+from clab_d2.modeling.dense_heads.fcos import FCOSDenseHead
+from clab_d2.modeling.dense_heads.retinanet import RetinaNetDenseHead
 from clab_d2.modeling.optimize import prepare_for_inference
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
 from clab_d2.modeling.roi_heads.box_head import TemporalBoxHead
@@ -43,41 +49,50 @@ from clab_d2.modeling.roi_heads.res5_box_head import Res5BoxHead
 from clab_d2.modeling.roi_heads.temporal_cascade_roi_heads import TemporalCascadeROIHeads
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 from clab_d2.modeling.rpn import MMDetectionRPN
+from clab_d2.modeling.temporal_dense import TemporalDense
 from clab_d2.modeling.temporal_detector import TemporalDetector
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 
 __all__ = [
     "BOX_AGGREGATION_REGISTRY",
-    "CONTRASTIVE_LOSS_REGISTRY",
-    "MAP_AGGREGATION_REGISTRY",
-    "ROI_AGGREGATION_REGISTRY",
-    "SELSA",
     "BottomUp",
     "BoxAggregation",
+    "CONTRASTIVE_LOSS_REGISTRY",
     "ClassContrast",
     "ClipContrast",
     "ContrastiveBranch",
     "ContrastiveFrame",
     "ContrastiveLoss",
+    "DENSE_HEAD_REGISTRY",
+    "DenseHead",
+    "DualAffinity",
+    "FCOSDenseHead",
     "FeaturePyramid",
     "FlowGuided",
     "ForegroundContrast",
     "FrameFeatures",
     "FrameMaps",
     "InputFormat",
+    "MAP_AGGREGATION_REGISTRY",
     "MMDetectionRPN",
     "MapAggregation",
+    "PREDICTION_AGGREGATION_REGISTRY",
     "PlainFeaturePyramid",
     "PlainViT",
+    "PredictionAggregation",
+    "ROI_AGGREGATION_REGISTRY",
     "ReferenceMemory",
     "References",
     "RegNetBackbone",
     "Res5BoxHead",
+    "RetinaNetDenseHead",
     "RoIAggregation",
+    "SELSA",
     "SingleScaleBackbone",
     "Swin",
     "TemporalBoxHead",
     "TemporalCascadeROIHeads",
+    "TemporalDense",
     "TemporalDetector",
     "TemporalRCNN",
     "TemporalROIHeads",

@@ -60,7 +60,7 @@ def to_channels_last(model: nn.Module) -> None:
 
     The values stay; they are summed in another order.
     """
-    for name in ("backbone", "proposal_generator"):
+    for name in ("backbone", "proposal_generator", "dense_head"):
         if hasattr(model, name):  # a model of the user's own may be made otherwise
             getattr(model, name).to(memory_format=torch.channels_last)
 

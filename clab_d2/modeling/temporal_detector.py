@@ -55,7 +55,12 @@ class TemporalDetector(nn.Module, ABC):
 
     A subclass says what detection is made of, in four methods: :meth:`reference_parts`,
     :meth:`detection_losses`, :meth:`detect` and :attr:`head_needs_references`.
+
+    Attributes:
+        feature_keys: nodes of ``cfg.MODEL`` whose ``IN_FEATURES`` name the maps that it takes.
     """
+
+    feature_keys: tuple[str, ...] = ("RPN", "ROI_HEADS")
 
     def __init__(
         self,
@@ -127,6 +132,12 @@ class TemporalDetector(nn.Module, ABC):
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
         }
+
+    @classmethod
+    def features_of(cls, cfg: CfgNode) -> list[str]:
+        """Names of the maps that a config's detector takes."""
+        names = [name for key in cls.feature_keys for name in cfg.MODEL[key].IN_FEATURES]
+        return list(dict.fromkeys(names))
 
     # ---------------------------------------------------------------- what a subclass says
 

@@ -12,6 +12,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from clab_d2.modeling.frame_groups import joined_maps, same_size
 from clab_d2.modeling.reference_memory import FrameFeatures, References
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 from clab_d2.modeling.temporal_detector import TemporalDetector
@@ -41,8 +42,7 @@ class TemporalRCNN(TemporalDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        in_features = dict.fromkeys((*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES))
-        arguments = super().from_config(cfg, list(in_features))
+        arguments = super().from_config(cfg, cls.features_of(cfg))
         shapes = arguments["backbone"].output_shape()
         return {
             **arguments,
@@ -64,7 +64,7 @@ class TemporalRCNN(TemporalDetector):
         """Proposals, and what the ROI heads encode of them."""
         if not self.head_needs_references and self.map_aggregation is not None:
             return  # the maps are all that such a key frame takes of its references
-        for group in _same_size(frames):
+        for group in same_size(frames):
             proposals = self._propose(group)
             for frame, own in zip(group, proposals, strict=True):
                 frame.proposals = own
@@ -81,7 +81,7 @@ class TemporalRCNN(TemporalDetector):
         # The flag of this module alone: it chooses the numbers of proposals and leaves out losses.
         rpn.training = False
         try:
-            proposals, _ = rpn(*_joined(frames, rpn.in_features))
+            proposals, _ = rpn(*_rpn_input(frames, rpn))
         finally:
             rpn.training = was_training
         return proposals
@@ -96,9 +96,9 @@ class TemporalRCNN(TemporalDetector):
         losses: dict[str, Tensor] = {}
         proposals: dict[int, Instances] = {}
         target_of = {id(key): target for key, target in zip(keys, targets, strict=True)}
-        for group in _same_size(keys):
+        for group in same_size(keys):
             of_group, group_losses = self.proposal_generator(
-                *_joined(group, self.proposal_generator.in_features),
+                *_rpn_input(group, self.proposal_generator),
                 [target_of[id(key)] for key in group],
             )
             proposals.update((id(key), own) for key, own in zip(group, of_group, strict=True))
@@ -118,24 +118,10 @@ class TemporalRCNN(TemporalDetector):
         return instances
 
 
-def _same_size(frames: Sequence[FrameFeatures]) -> list[list[FrameFeatures]]:
-    """Frames whose maps have the same sizes, together."""
-    groups: dict[tuple[torch.Size, ...], list[FrameFeatures]] = {}
-    for frame in frames:
-        sizes = tuple(feature.shape for feature in frame.features.values())
-        groups.setdefault(sizes, []).append(frame)
-    return list(groups.values())
-
-
-def _joined(
-    frames: Sequence[FrameFeatures], names: Sequence[str]
+def _rpn_input(
+    frames: Sequence[FrameFeatures], rpn: RPN
 ) -> tuple[ImageList, dict[str, Tensor]]:
-    """The maps of some names of frames of one size, as Detectron2's RPN takes them."""
-    maps = {
-        name: frames[0].features[name]
-        if len(frames) == 1
-        else torch.cat([frame.features[name] for frame in frames])
-        for name in names
-    }
+    """The maps of frames of one size, as Detectron2's RPN takes them."""
+    maps = joined_maps(frames, rpn.in_features)
     # Of the images it takes nothing but their sizes.
     return ImageList(next(iter(maps.values())), [frame.image_size for frame in frames]), maps

@@ -24,10 +24,10 @@ CASES = [
     *(("MODEL.ROI_HEADS.NAME", name) for name in HEADS),
 ]
 AGGREGATIONS = {
-    "single frame": ("", "", ""),
-    "RoIs and boxes": ("", "TemporalRoIAlign", "SELSA"),
-    "maps": ("SimilarMaps", "", ""),
-    "everywhere": ("SimilarMaps", "TemporalRoIAlign", "SELSA"),
+    "single frame": ("", "", "", ""),
+    "what the head has": ("", "TemporalRoIAlign", "SELSA", "DualAffinity"),
+    "maps": ("SimilarMaps", "", "", ""),
+    "everywhere": ("SimilarMaps", "TemporalRoIAlign", "SELSA", "DualAffinity"),
 }
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case[1])
@@ -35,7 +35,7 @@ each_aggregation = pytest.mark.parametrize("aggregation", AGGREGATIONS)
 
 
 def config(case: tuple[str, str], aggregation: str = "everywhere") -> CfgNode:
-    maps, roi_features, box_features = AGGREGATIONS[aggregation]
+    maps, roi_features, box_features, predictions = AGGREGATIONS[aggregation]
     return quick_config(
         *case,
         # what a cascade asks for, and nothing else minds
@@ -43,6 +43,7 @@ def config(case: tuple[str, str], aggregation: str = "everywhere") -> CfgNode:
         *("MODEL.AGGREGATION.MAPS", maps),
         *("MODEL.AGGREGATION.ROI_FEATURES", roi_features),
         *("MODEL.AGGREGATION.BOX_FEATURES", box_features),
+        *("MODEL.AGGREGATION.PREDICTIONS", predictions),
     )
 
 

@@ -1,7 +1,7 @@
-"""What a method of aggregation is: one small protocol for each of the three places.
+"""What a method of aggregation is: one small protocol for each of the four places.
 
-A detector can aggregate over frames on its feature maps, on its RoI features, and on its box
-features after each fully connected layer. A method is a module registered for one of these places;
+A detector can aggregate over frames on its feature maps; with two stages, on its RoI features and
+on its box features after each fully connected layer; with one, on its selected predictions. A method is a module registered for one of these places;
 the config key of the place names it, and an empty name leaves the place out. docs/extend.md shows
 each with a complete example.
 
@@ -42,8 +42,17 @@ Methods on the features after an FC layer, one for each layer; an entry is calle
 """
 
 
+PREDICTION_AGGREGATION_REGISTRY = Registry(
+    "PREDICTION_AGGREGATION", "MODEL.AGGREGATION.PREDICTIONS"
+)
+PREDICTION_AGGREGATION_REGISTRY.__doc__ = """
+Methods on the selected predictions of a one-stage head; an entry is called as
+``entry(cfg, dim, num_classes)`` and gives a :class:`PredictionAggregation`.
+"""
+
+
 class Aggregation(nn.Module):
-    """What methods of all three places have in common.
+    """What methods of all places have in common.
 
     Attributes:
         needs_references: whether it uses reference frames.
@@ -181,6 +190,49 @@ class BoxAggregation(Aggregation, ABC):
         """
 
 
+class PredictionAggregation(Aggregation, ABC):
+    """Gives the key frame's selected predictions new class scores, after a look at those of the
+    reference frames; their boxes stay."""
+
+    @abstractmethod
+    def encode_references(
+        self, cls_features: Tensor, box_features: Tensor, score_logits: Tensor
+    ) -> Sequence[Tensor]:
+        """What reference predictions contribute.
+
+        Args:
+            cls_features: (M, D) of the tower for classes, where they were predicted.
+            box_features: (M, D) of the tower for boxes.
+            score_logits: (M, K) logits of their scores.
+
+        Returns:
+            Tensors (..., M, E): the predictions along the last dimension but one.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        cls_features: Tensor,
+        box_features: Tensor,
+        score_logits: Tensor,
+        references: Sequence[Tensor],
+        counts: Tensor | None,
+    ) -> Tensor:
+        """
+        Args:
+            cls_features: (R, D) of the key frame's predictions.
+            box_features: (R, D).
+            score_logits: (R, K) logits of the scores that the head gave them.
+            references: as :meth:`encode_references` gave them, for the M predictions of all
+                reference frames together, of which there may be none; empty unless
+                ``needs_references``.
+            counts: (M,) how often each of them counts; None: all alike, as once.
+
+        Returns:
+            (R, K) logits of their new scores.
+        """
+
+
 def build_map_aggregation(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> MapAggregation | None:
     """Build what ``MODEL.AGGREGATION.MAPS`` names; None for ""."""
     name = cfg.MODEL.AGGREGATION.MAPS
@@ -213,6 +265,23 @@ def build_box_aggregation(cfg: CfgNode, dim: int) -> BoxAggregation | None:
     if not name:
         return None
     return _started(cfg, BOX_AGGREGATION_REGISTRY.build(name, BoxAggregation, cfg, dim))
+
+
+def build_prediction_aggregation(
+    cfg: CfgNode, dim: int, num_classes: int
+) -> PredictionAggregation | None:
+    """Build what ``MODEL.AGGREGATION.PREDICTIONS`` names; None for "".
+
+    Args:
+        cfg: the config.
+        dim: channels D of each tower.
+        num_classes: number of classes K.
+    """
+    name = cfg.MODEL.AGGREGATION.PREDICTIONS
+    if not name:
+        return None
+    registry = PREDICTION_AGGREGATION_REGISTRY
+    return _started(cfg, registry.build(name, PredictionAggregation, cfg, dim, num_classes))
 
 
 def _started(cfg: CfgNode, part: _Part) -> _Part:

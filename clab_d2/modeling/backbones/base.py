@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
-from detectron2.modeling import Backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError, DataError
@@ -158,6 +158,13 @@ def with_input_format(cfg: CfgNode, backbone: nn.Module) -> CfgNode:
     return cfg
 
 
+def feature_keys(cfg: CfgNode) -> tuple[str, ...]:
+    """Nodes of ``cfg.MODEL`` whose ``IN_FEATURES`` name the maps that its detector takes."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    entry = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return getattr(entry, "feature_keys", ("RPN", "ROI_HEADS"))
+
+
 def wanted_features(cfg: CfgNode, offered: Sequence[str]) -> list[str]:
     """Maps that a network has to return: those that neck, heads and contrastive branch name.
 
@@ -180,7 +187,7 @@ def wanted_features(cfg: CfgNode, offered: Sequence[str]) -> list[str]:
     elif model.BACKBONE.NAME == "build_fpn_backbone":
         needed.append(("MODEL.FPN.IN_FEATURES", model.FPN.IN_FEATURES))
     # These may also name what a neck makes, and are looked at where all maps are known.
-    wanted = {*model.RPN.IN_FEATURES, *model.ROI_HEADS.IN_FEATURES}
+    wanted = {name for key in feature_keys(cfg) for name in model[key].IN_FEATURES}
     if model.CONTRASTIVE.ENABLED:
         wanted.add(model.CONTRASTIVE.IN_FEATURE)
     for key, names in needed:
