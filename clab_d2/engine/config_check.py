@@ -211,8 +211,8 @@ def backbone_features(cfg: CfgNode) -> tuple[tuple[str, ...], tuple[str, ...]] |
     """Names of a backbone's feature maps.
 
     Returns:
-        Those that the detector's heads can take, and those that the contrastive branch can tap; None
-        for backbones that this package does not know.
+        Those that the detector's heads can take, and those that the contrastive branch can tap;
+        None for backbones that this package does not know.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name == "build_resnet_dc5_backbone":

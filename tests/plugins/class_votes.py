@@ -1,4 +1,4 @@
-"""Aggregation on predictions: the references' scores vote, by likeness of what classes are told by."""
+"""Aggregation on predictions: the references' scores vote, by likeness of their features."""
 
 import torch
 import torch.nn.functional as F

@@ -9,7 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from registered import assert_same_weights, by_config, by_constructor, quick_config, without_gradient
+from registered import (
+    assert_same_weights,
+    by_config,
+    by_constructor,
+    quick_config,
+    without_gradient,
+)
 from torch import Tensor
 
 from clab_d2.modeling import DENSE_HEAD_REGISTRY, DenseHead

@@ -1,9 +1,9 @@
 """What a method of aggregation is: one small protocol for each of the four places.
 
 A detector can aggregate over frames on its feature maps; with two stages, on its RoI features and
-on its box features after each fully connected layer; with one, on its selected predictions. A method is a module registered for one of these places;
-the config key of the place names it, and an empty name leaves the place out. docs/extend.md shows
-each with a complete example.
+on its box features after each fully connected layer; with one, on its selected predictions. A
+method is a module registered for one of these places; the config key of the place names it, and an
+empty name leaves the place out. docs/extend.md shows each with a complete example.
 
 What a method needs of a reference frame alone, it makes in an ``encode...`` method: in training
 once a step, at test once a video, since the reference memory keeps it.

@@ -40,9 +40,9 @@ class References(NamedTuple):
 
 @PREDICTION_AGGREGATION_REGISTRY.register()
 class DualAffinity(PredictionAggregation):
-    """``logits + f(own, (A_cls + A_box) / 2 . values)`` with ``A = softmax(s cos(q, k) + w log p)``.
+    """``logits + f(own, (A_cls + A_box) / 2 . values)``, ``A = softmax(s cos(q, k) + w log p)``.
 
-    Cosines, each head's own scale s, the score p of the reference and its exponent w.
+    Each head and tower has a scale s; p is the reference's best score, and w its exponent.
     """
 
     @configurable

@@ -114,7 +114,9 @@ def test_gradients_go_to_the_towers_alone(head, output):
     assert not own.score_logits.requires_grad and not own.pred_boxes.tensor.requires_grad
 
 
-@pytest.mark.parametrize("wrong", [{"num_predictions": 0}, {"num_candidates": 3}, {"nms_thresh": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_predictions": 0}, {"num_candidates": 3}, {"nms_thresh": 0}]
+)
 def test_numbers_that_make_no_sense(wrong):
     with pytest.raises(ConfigError, match=r"MODEL\.DENSE\.SELECT"):
         Selection(**{"num_predictions": 5, "num_candidates": 50, **wrong})
