@@ -282,6 +282,49 @@ def test_mini_vid_configs_differ_in_the_method_alone(folder: str) -> None:
         check(load(f"MiniVID/{folder}{method}.yaml"), switches)
 
 
+@pytest.mark.parametrize("net", ["efficientnet_lite0", "mobilenetv3", "resnet18"])
+def test_small_detectors_of_both_kinds(net: str) -> None:
+    """Built, and with a network and data in common."""
+    kinds = ("temporal_dense", "temporal_roi_align")
+    one, two = (load(f"Lite/{kind}_{net}_320.yaml") for kind in kinds)
+    for key in ("DATASETS", "INPUT", "SOLVER", "TEST"):
+        assert one[key] == two[key]
+    assert (one.MODEL.WEIGHTS, one.MODEL.TIMM) == (two.MODEL.WEIGHTS, two.MODEL.TIMM)
+    for cfg in (one, two):
+        cfg.MODEL.DEVICE = "cpu"
+        assert build_model(cfg).aggregates
+        larger = load(f"{cfg.OUTPUT_DIR.removeprefix('output/').removesuffix('320')}416.yaml")
+        assert (larger.INPUT.MIN_SIZE_TEST, larger.INPUT.MAX_SIZE_TEST) == (416, 672)
+        assert larger.MODEL.TIMM == cfg.MODEL.TIMM
+
+
+@pytest.mark.parametrize("net", ["R_50", "Swin_T"])
+def test_one_stage_with_the_papers_schedule(net: str) -> None:
+    cfg = load(f"ImageNetVID/temporal_dense_{net}_FPN.yaml")
+    paper = load("ImageNetVID/clab_R_50_FPN.yaml")
+    for key in ("IMS_PER_BATCH", "MAX_ITER", "STEPS", "REFERENCE_WORLD_SIZE"):
+        assert cfg.SOLVER[key] == paper.SOLVER[key]
+    assert (cfg.DATASETS, cfg.TEST.REFERENCES) == (paper.DATASETS, paper.TEST.REFERENCES)
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    assert model.aggregates
+    # Every map that is made is taken: DistributedDataParallel wants a gradient for each weight.
+    assert list(model.backbone.output_shape()) == model.in_features
+
+
+def test_mini_vid_one_stage_configs_differ_in_the_aggregation_alone() -> None:
+    single, temporal = load("MiniVID/dense.yaml"), load("MiniVID/temporal_dense.yaml")
+    assert not any(single.MODEL.AGGREGATION.values())
+    assert temporal.MODEL.AGGREGATION.PREDICTIONS == "DualAffinity"
+    two_stage = load("MiniVID/temporal_roi_align.yaml")
+    assert (single.DATASETS, single.INPUT, single.SEED) == (
+        two_stage.DATASETS, two_stage.INPUT, two_stage.SEED,
+    )  # fmt: skip
+    for cfg in (single, temporal):
+        cfg.OUTPUT_DIR, cfg.MODEL.AGGREGATION.PREDICTIONS = "", ""
+    assert single == temporal
+
+
 @pytest.mark.parametrize("folder", ["", "from_scratch/"])
 def test_mini_vid_weight_falls_as_the_papers(folder: str) -> None:
     cfg = load(f"MiniVID/{folder}clab.yaml")

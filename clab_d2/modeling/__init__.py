@@ -20,6 +20,7 @@ from clab_d2.modeling.backbones.base import BottomUp, InputFormat
 from clab_d2.modeling.backbones.batch_norm import fix_batch_norm_statistics
 from clab_d2.modeling.backbones.necks import (
     FeaturePyramid,
+    LightFeaturePyramid,
     PlainFeaturePyramid,
     SingleScaleBackbone,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "FrameFeatures",
     "FrameMaps",
     "InputFormat",
+    "LightFeaturePyramid",
     "MMDetectionRPN",
     "MapAggregation",
     "PlainFeaturePyramid",

@@ -21,6 +21,10 @@ PIXELS = ShapeSpec(channels=3)
 
 #: What networks need beside their name, and what makes them small.
 OPTIONS: dict[str, list[Any]] = {
+    "build_light_fpn_backbone": [
+        *("MODEL.TIMM.NAME", "test_resnet", "MODEL.FPN.IN_FEATURES", ["res3", "res4"]),
+        *("MODEL.FPN.OUT_CHANNELS", 16),
+    ],
     "build_regnet_backbone": ["MODEL.REGNET.NAME", "Y-200MF", "INPUT.FORMAT", "BGR"],
     "build_swin_backbone": ["MODEL.SWIN.SIZE", "T"],
     "build_vit_backbone": ["MODEL.VIT.SIZE", "Ti"],

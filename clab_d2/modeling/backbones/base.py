@@ -184,7 +184,7 @@ def wanted_features(cfg: CfgNode, offered: Sequence[str]) -> list[str]:
     ]
     if model.BACKBONE.NAME == "build_single_scale_backbone":
         needed.append(("MODEL.NECK.IN_FEATURE", [model.NECK.IN_FEATURE]))
-    elif model.BACKBONE.NAME == "build_fpn_backbone":
+    elif model.BACKBONE.NAME in ("build_fpn_backbone", "build_light_fpn_backbone"):
         needed.append(("MODEL.FPN.IN_FEATURES", model.FPN.IN_FEATURES))
     # These may also name what a neck makes, and are looked at where all maps are known.
     wanted = {name for key in feature_keys(cfg) for name in model[key].IN_FEATURES}

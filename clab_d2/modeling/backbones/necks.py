@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import fvcore.nn.weight_init as weight_init
@@ -15,6 +16,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError
+from clab_d2.modeling.backbones.base import feature_keys
 
 
 class SingleScaleBackbone(Backbone):
@@ -96,12 +98,99 @@ class PlainFeaturePyramid(SimpleFeaturePyramid):
         return math.lcm(self._size_divisibility, max(self.net.size_divisibility, 1))
 
 
+class LightFeaturePyramid(Backbone):
+    """A pyramid for small networks: what is deep is added to what is fine, as in FPN, by 1x1 convs,
+    and each level that is asked for is smoothed by a depthwise conv and a ReLU.
+
+    Detectron2's has a full 3x3 conv for each level, which at stride 8 costs as much as all of a
+    small network.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        out_features: Sequence[str] = (),
+        kernel_size: int = 5,
+    ) -> None:
+        """
+        Args:
+            bottom_up: network that returns a dict of feature maps.
+            in_features: which of them the pyramid takes, each twice the stride of the one before.
+            out_channels: channels of its levels.
+            out_features: levels to give, such as "p3" for stride 8; all by default.
+            kernel_size: of the depthwise convs; odd.
+        """
+        super().__init__()
+        shapes = bottom_up.output_shape()
+        names = {name: _level_of(shapes[name].stride) for name in in_features}
+        self.bottom_up = bottom_up
+        self.in_features = list(in_features)
+        self.out_features = list(out_features) or list(names.values())
+        missing = [name for name in self.out_features if name not in names.values()]
+        if missing:
+            raise ConfigError(
+                f"{missing[0]!r} is no level of the pyramid; choose among "
+                f"{', '.join(names.values())}, or change MODEL.FPN.IN_FEATURES"
+            )
+        self.level_of = names
+        self.lateral = nn.ModuleDict(
+            {name: nn.Conv2d(shapes[name].channels, out_channels, 1) for name in in_features}
+        )
+        self.smooth = nn.ModuleDict(
+            {
+                name: nn.Conv2d(
+                    out_channels, out_channels, kernel_size,
+                    padding=kernel_size // 2, groups=out_channels,
+                )
+                for name in self.out_features
+            }
+        )  # fmt: skip
+        for conv in self.lateral.values():
+            weight_init.c2_xavier_fill(conv)
+        stride_of = {level: shapes[name].stride for name, level in names.items()}
+        self._shapes = {
+            level: ShapeSpec(channels=out_channels, stride=stride_of[level])
+            for level in self.out_features
+        }
+        self._divisibility = math.lcm(*stride_of.values(), max(bottom_up.size_divisibility, 1))
+
+    @property
+    def size_divisibility(self) -> int:
+        """Images are zero-padded to a multiple of the deepest map's stride."""
+        return self._divisibility
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self._shapes
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (N, 3, H, W).
+
+        Returns:
+            The pyramid's levels by name, the finest first.
+        """
+        features = self.bottom_up(x)
+        levels: dict[str, Tensor] = {}
+        deeper: Tensor | None = None
+        for name in reversed(self.in_features):
+            own = self.lateral[name](features[name])
+            if deeper is not None:
+                own = own + F.interpolate(deeper, own.shape[-2:])
+            deeper, level = own, self.level_of[name]
+            if level in self.smooth:
+                levels[level] = F.relu(self.smooth[level](own))
+        return {name: levels[name] for name in self.out_features}
+
+
 # Detectron2's pyramid from one map can multiply its resolution by these.
 _SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
 #: Backbones that put a neck on the network of ``MODEL.BACKBONE.BOTTOM_UP``.
-NECKS = ("build_single_scale_backbone", "build_fpn_backbone")
+NECKS = ("build_single_scale_backbone", "build_fpn_backbone", "build_light_fpn_backbone")
 
 
 @BACKBONE_REGISTRY.register()
@@ -122,15 +211,8 @@ def build_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     layer norm where ``FPN.NORM`` is empty.
     """
     bottom_up = build_bottom_up(cfg, input_shape)
-    shapes = bottom_up.output_shape()
     fpn = cfg.MODEL.FPN
-    strides = [shapes[name].stride for name in fpn.IN_FEATURES]
-    contiguous = all(b == 2 * a for a, b in pairwise(strides))
-    if not strides or not contiguous or not math.log2(strides[0]).is_integer():
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)} have strides {strides}; a pyramid "
-            "takes maps of 2**n, each twice the stride of the one before, or one map alone"
-        )
+    strides = _strides(cfg, bottom_up.output_shape())
     if len(strides) > 1:
         return FeaturePyramid(
             bottom_up,
@@ -150,10 +232,45 @@ def build_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     )
 
 
+@BACKBONE_REGISTRY.register()
+def build_light_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LightFeaturePyramid:
+    """The network of ``MODEL.BACKBONE.BOTTOM_UP`` under a :class:`LightFeaturePyramid`, which gives
+    the levels that heads and contrastive branch ask for."""
+    bottom_up = build_bottom_up(cfg, input_shape)
+    levels = [_level_of(stride) for stride in _strides(cfg, bottom_up.output_shape())]
+    asked = {name for key in feature_keys(cfg) for name in cfg.MODEL[key].IN_FEATURES}
+    if cfg.MODEL.CONTRASTIVE.ENABLED:
+        asked.add(cfg.MODEL.CONTRASTIVE.IN_FEATURE)
+    return LightFeaturePyramid(
+        bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        out_features=[level for level in levels if level in asked],
+    )
+
+
+def _strides(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[int]:
+    """Strides of ``MODEL.FPN.IN_FEATURES``, checked."""
+    names = list(cfg.MODEL.FPN.IN_FEATURES)
+    strides = [shapes[name].stride for name in names]
+    contiguous = all(b == 2 * a for a, b in pairwise(strides))
+    if not strides or not contiguous or not math.log2(strides[0]).is_integer():
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES {names} have strides {strides}; a pyramid "
+            "takes maps of 2**n, each twice the stride of the one before, or one map alone"
+        )
+    return strides
+
+
+def _level_of(stride: int) -> str:
+    """A pyramid's name for the level of a stride: "p3" for 8."""
+    return f"p{stride.bit_length() - 1}"
+
+
 def _half_of(stride: int) -> LastLevelMaxPool:
     """The pyramid's last level, of half the resolution of the one of this stride."""
     top = LastLevelMaxPool()
-    top.in_feature = f"p{stride.bit_length() - 1}"
+    top.in_feature = _level_of(stride)
     return top
 
 
