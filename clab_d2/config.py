@@ -153,10 +153,10 @@ def _add_model_keys(cfg: CN) -> None:
 
     # The network below the neck where BACKBONE.NAME is "build_single_scale_backbone",
     # "build_fpn_backbone" or "build_light_fpn_backbone" (for small networks):
-    # "build_timm_backbone", "build_swin_backbone", "build_vit_backbone", "build_regnet_backbone", or
-    # any other registered one. The maps of these four are called after their strides as a ResNet's are ("res4" has
-    # stride 16), and they know how their images are to be normalised, so that PIXEL_MEAN and
-    # PIXEL_STD count for nothing.
+    # "build_timm_backbone", "build_swin_backbone", "build_vit_backbone",
+    # "build_regnet_backbone", or any other registered one. The maps of these four are called after
+    # their strides as a ResNet's are ("res4" has stride 16), and they know how their images are to
+    # be normalised, so that PIXEL_MEAN and PIXEL_STD count for nothing.
     cfg.MODEL.BACKBONE.BOTTOM_UP = "build_timm_backbone"
     # Maps that it returns beside those that neck, heads and contrastive branch ask for.
     cfg.MODEL.BACKBONE.OUT_FEATURES = []
