@@ -24,7 +24,7 @@ from torchvision.ops import roi_align
 
 from clab_d2.data.reference_sampling import AdaptiveReferences
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.modeling import TemporalRCNN, prepare_for_inference
+from clab_d2.modeling import TemporalDetector, prepare_for_inference
 from clab_d2.modeling.plain import build_plain, plain_temporal_roi_align
 
 Clip = dict[str, Any]
@@ -39,6 +39,8 @@ STAGES = {
     "roi_heads.roi_aggregation.search": "Temporal RoI Align: search",
     "roi_heads.roi_aggregation.aggregate": "Temporal RoI Align: attention",
     "roi_heads.box_head.forward": "FC layers and SELSA",
+    "dense_head.forward": "one-stage head",
+    "prediction_aggregation.forward": "attention between predictions",
 }
 
 
@@ -95,7 +97,7 @@ class Setting:
         return torch.randint(0, 256, (3, *self.size), generator=generator, dtype=torch.uint8)
 
 
-def build(cfg: CfgNode, variant: str) -> TemporalRCNN:
+def build(cfg: CfgNode, variant: str) -> TemporalDetector:
     """A variant with random weights, which are the same for all of them.
 
     The plain one stays as it was built; the others are prepared for
@@ -105,7 +107,7 @@ def build(cfg: CfgNode, variant: str) -> TemporalRCNN:
     cfg.defrost()
     if variant == SINGLE:
         places = cfg.MODEL.AGGREGATION
-        places.MAPS = places.ROI_FEATURES = places.BOX_FEATURES = ""
+        places.update(dict.fromkeys(places, ""))
     torch.manual_seed(0)
     if variant == PLAIN:
         return build_plain(cfg).eval()
@@ -197,6 +199,8 @@ def agreement(setting: Setting, num_rois: int = 150) -> Agreement | None:
     Returns:
         None for a model without it, or one that pools from several levels.
     """
+    if not setting.cfg.MODEL.AGGREGATION.ROI_FEATURES:
+        return None
     cfg = setting.cfg.clone()
     cfg.defrost()
     cfg.TEST.OPTIMIZE, cfg.TEST.PRECISION = False, "fp32"
@@ -247,7 +251,7 @@ def stages(setting: Setting, num_keys: int) -> dict[str, float]:
 
     for path, name in STAGES.items():
         *parents, attribute = path.split(".")
-        owner: Any = functools.reduce(getattr, parents, model)
+        owner: Any = functools.reduce(lambda o, part: getattr(o, part, None), parents, model)
         if owner is not None:
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
     model([setting.clip(0, OURS)])
@@ -284,7 +288,7 @@ def scaling(settings: Sequence[Setting], num_keys: int) -> list[tuple[float, flo
 
 
 @torch.no_grad()
-def _fill_memory(model: TemporalRCNN, setting: Setting) -> None:
+def _fill_memory(model: TemporalDetector, setting: Setting) -> None:
     clip = setting.clip(0, OURS)
     only = {
         **clip,

@@ -21,6 +21,8 @@ from clab_d2.layers.most_similar import NORM_EPS
 from clab_d2.modeling.aggregation.base import ROI_AGGREGATION_REGISTRY
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
+from clab_d2.modeling.temporal_dense import TemporalDense
+from clab_d2.modeling.temporal_detector import TemporalDetector
 from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 
 
@@ -92,9 +94,8 @@ class PlainTemporalROIHeads(TemporalROIHeads):
         return arguments
 
 
-@META_ARCH_REGISTRY.register()
-class PlainTemporalRCNN(TemporalRCNN):
-    """:class:`TemporalRCNN` without a memory: each clip comes with all its reference images."""
+class _WithoutMemory(TemporalDetector):
+    """Each clip comes with all its reference images."""
 
     def inference(
         self, clips: list[dict[str, Any]], postprocess: bool = True
@@ -106,18 +107,28 @@ class PlainTemporalRCNN(TemporalRCNN):
             results += super().inference([clip], postprocess)
         return results
 
+
+@META_ARCH_REGISTRY.register()
+class PlainTemporalDense(_WithoutMemory, TemporalDense):
+    """:class:`TemporalDense` without a memory."""
+
+
+@META_ARCH_REGISTRY.register()
+class PlainTemporalRCNN(_WithoutMemory, TemporalRCNN):
+    """:class:`TemporalRCNN` without a memory."""
+
     # Without no_grad: keeps the graph of reference frames' proposals, which nothing uses.
     _propose = inspect.unwrap(TemporalRCNN._propose)
 
 
-def build_plain(cfg: CfgNode) -> TemporalRCNN:
+def build_plain(cfg: CfgNode) -> TemporalDetector:
     """Build the detector of a config so that it works the plain way.
 
     Its weights have the names of the detector's own, and are drawn in the same order.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.META_ARCHITECTURE = "PlainTemporalRCNN"
+    cfg.MODEL.META_ARCHITECTURE = f"Plain{cfg.MODEL.META_ARCHITECTURE}"
     cfg.MODEL.ROI_HEADS.NAME = "PlainTemporalROIHeads"
     if cfg.MODEL.AGGREGATION.ROI_FEATURES == "TemporalRoIAlign":
         cfg.MODEL.AGGREGATION.ROI_FEATURES = "PlainTemporalRoIAlign"

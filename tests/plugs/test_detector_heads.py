@@ -14,8 +14,8 @@ from registered import assert_same_weights, by_config, by_constructor, ours, qui
 from clab_d2.engine import validate_config
 from clab_d2.modeling import TemporalDetector
 
-# Without a memory, by design: clips must come with all images. It is compared with TemporalRCNN.
-DETECTORS = [name for name in ours(META_ARCH_REGISTRY) if name != "PlainTemporalRCNN"]
+# Those without a memory, by design: clips must come with all images. Others are compared with them.
+DETECTORS = [name for name in ours(META_ARCH_REGISTRY) if not name.startswith("Plain")]
 HEADS = ours(ROI_HEADS_REGISTRY)
 SHAPES = {"c5": ShapeSpec(channels=32, stride=16)}
 

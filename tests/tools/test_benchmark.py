@@ -50,6 +50,20 @@ def test_measures_every_variant_on_the_same_key_frames(repo_root, tmp_path, quic
         assert row["s a step"] > 0 and row["peak MiB"] > 0
 
 
+def test_one_stage_detector(repo_root, tmp_path):
+    done = run(
+        repo_root, "--config-file", "configs/quick_schedules/dense_quick.yaml", "--frames", "3",
+        "--plain-frames", "2", "--quick", "--output", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {name: len(values) for name, values in figures["seconds"].items()} == {
+        SINGLE: 3, OURS: 3, PLAIN: 2,
+    }  # fmt: skip
+    assert {"one-stage head", "attention between predictions"} <= set(figures["stages"])
+    assert "agreement" not in figures, "there is no formula of Temporal RoI Align to agree with"
+
+
 def test_a_single_frame_config_is_refused_in_one_line(repo_root):
     config = "configs/quick_schedules/faster_rcnn_quick.yaml"
     done = run(repo_root, "--config-file", config)
