@@ -183,12 +183,14 @@ class Comparison:
         return "\n\n".join(tables)
 
     def class_table(self) -> str:
-        """A line for each class, and the difference of two groups."""
+        """A line for each class that has objects, and the difference of two groups."""
         columns = {label: self.class_spreads(label) for label in self.groups}
         difference = len(columns) == 2
         rows = []
         for name in self.truth.class_names:
             figures = [column[name] for column in columns.values()]
+            if not any(figure.count for figure in figures):
+                continue  # as in a single run's table: a class without objects tells nothing
             row = [name, *map(str, figures)]
             if difference:
                 change = figures[1].mean - figures[0].mean
