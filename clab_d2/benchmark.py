@@ -37,7 +37,9 @@ STAGES = {
     "proposal_generator.forward": "RPN",
     "roi_heads.encode_references": "key frame as reference (RoIAlign, FC, keys, values)",
     "roi_heads.roi_aggregation.search": "Temporal RoI Align: search",
+    "roi_heads.roi_aggregation.embed_maps": "key frame's embedded map",
     "roi_heads.roi_aggregation.aggregate": "Temporal RoI Align: attention",
+    "roi_heads.roi_aggregation.aggregate_embedded": "Temporal RoI Align: attention",
     "roi_heads.box_head.forward": "FC layers and SELSA",
     "dense_head.forward": "one-stage head",
     "prediction_aggregation.forward": "attention between predictions",
@@ -219,9 +221,12 @@ def agreement(setting: Setting, num_rois: int = 150) -> Agreement | None:
         scale, ratio = heads.pooler.scales[0], heads.pooler.sampling_ratio
         size = heads.pooler.output_size
         pooled = roi_align(feature[None], [boxes.to(dtype)], size, scale, ratio, aligned=True)
+        encoded = [module.encode_map(reference) for reference in references]
+        kept = {} if encoded[0] is None else {"encoded": encoded}
         ours = module(
-            pooled, boxes.to(dtype), feature, references, [1, 1], scale=scale, sampling_ratio=ratio
-        )
+            pooled, boxes.to(dtype), feature, references, [1, 1], scale=scale,
+            sampling_ratio=ratio, **kept,
+        )  # fmt: skip
         return ours.double(), plain_temporal_roi_align(module, pooled, references).double()
 
     ours, plain = both(torch.float32)

@@ -34,6 +34,8 @@ class FrameFeatures:
             tensors, in its own layout.
         appearance_map: (1, C', h, w), what embeddings of boxes are pooled from; None where nobody
             has asked for them.
+        encoded_maps: what the aggregation on RoI features keeps of each map, by the map's name;
+            made when the frame is first a reference.
     """
 
     features: dict[str, Tensor]
@@ -42,6 +44,7 @@ class FrameFeatures:
     proposals: Instances | None = None
     encoded: Any = field(default_factory=list)
     appearance_map: Tensor | None = None
+    encoded_maps: dict[str, Any] = field(default_factory=dict)
 
 
 class RunningCat:

@@ -8,23 +8,24 @@ import torch
 
 from clab_d2.layers import numba_support
 from clab_d2.layers.frame_attention import (
+    EmbeddedMaps,
     FrameEmbedding,
     FrameRows,
     attend_over_frames,
+    attend_to_embedded_maps,
+    embed_map,
     mean_over_frames,
     numba,
     pytorch,
 )
+from clab_d2.layers.roi_pooling import BinInterpolation
 
+needs_numba = pytest.mark.skipif(
+    not numba.is_available(torch.zeros(1)), reason="Numba is not installed"
+)
 BACKENDS = [
     pytest.param(pytorch, id="pytorch"),
-    pytest.param(
-        numba,
-        id="numba",
-        marks=pytest.mark.skipif(
-            not numba.is_available(torch.zeros(1)), reason="Numba is not installed"
-        ),
-    ),
+    pytest.param(numba, id="numba", marks=needs_numba),
 ]
 
 
@@ -163,3 +164,77 @@ def test_mean_of_large_features_in_half_precision(dtype):
     assert actual.dtype == dtype
     rounding = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(actual.double(), expected, atol=3e4 * rounding, rtol=rounding)
+
+
+def make_maps(num_rois, lengths, k, num_heads, *, size=4, channels=8, bias=True):
+    """RoI bins and what they gather as weighted sums of maps' positions, in double precision."""
+    torch.manual_seed(k)
+    own_map, *maps = (torch.randn(n, channels, dtype=torch.float64) for n in (20, *lengths))
+    num_bins = num_rois * size * size
+    weights = torch.rand(num_bins, 6, dtype=torch.float64)
+    weights[torch.rand(weights.shape) < 0.3] = 0
+    weights[3] = 0  # a bin outside the map
+    interpolation = BinInterpolation(torch.randint(len(own_map), weights.shape), weights)
+    features = interpolation.of(own_map).view(num_rois, size, size, channels)
+    starts = [sum(lengths[:index]) for index in range(len(lengths))]
+    positions = [
+        start + torch.randint(length, (num_bins, k))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    shares = torch.rand(num_bins, len(lengths), k, dtype=torch.float64)
+    counts = [1 + index % 3 for index in range(len(lengths))]
+    rows = FrameRows(torch.cat(maps), torch.stack(positions, dim=1), shares, counts)
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=bias).double()
+    return features, rows, conv.requires_grad_(False), own_map, maps, interpolation
+
+
+@needs_numba
+@pytest.mark.parametrize("num_heads", [1, 4])
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+)
+def test_attention_to_embedded_maps_equals_the_formula(
+    num_heads, k, threads, bias, dtype, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    features, rows, conv, own_map, maps, interpolation = make_maps(
+        7, [9, 1, 12], k, num_heads, bias=bias
+    )
+    gathered = formulas.gather(rows.table, rows.positions, rows.weights)
+    expected = formulas.attend_over_frames(
+        features, gathered, rows.counts, conv.weight, conv.bias, num_heads
+    )
+    embedded = [embed_map(m.to(dtype), conv.weight.float()) for m in (own_map, *maps)]
+    assert all(m.dtype == torch.float32 for m in embedded)
+    actual = attend_to_embedded_maps(
+        features.to(dtype),
+        rows._replace(table=rows.table.to(dtype), weights=rows.weights.float()),
+        EmbeddedMaps(
+            embedded[0],
+            BinInterpolation(interpolation.positions, interpolation.weights.float()),
+            embedded[1:],
+            None if conv.bias is None else conv.bias.float(),
+            num_heads,
+        ),
+    )
+    assert actual.dtype == dtype and actual.is_contiguous()
+    rounding = 1e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), expected, atol=rounding, rtol=rounding)
+
+
+def test_an_embedded_map_sums_up_to_the_convolution():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(8, 6, 3, padding=1, bias=False)
+    feature = torch.randn(8, 5, 7)
+    embedded = embed_map(feature.flatten(1).T, conv.weight).view(5, 7, 9, 6)
+    total = torch.zeros(5, 7, 6)
+    for offset in range(9):
+        down, along = offset // 3 - 1, offset % 3 - 1
+        for y in range(5):
+            for x in range(7):
+                if 0 <= y + down < 5 and 0 <= x + along < 7:
+                    total[y, x] += embedded[y + down, x + along, offset]
+    torch.testing.assert_close(total.permute(2, 0, 1), conv(feature), atol=1e-5, rtol=1e-4)

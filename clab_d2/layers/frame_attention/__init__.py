@@ -14,9 +14,23 @@ import torch
 from torch import Tensor
 
 from clab_d2.layers.frame_attention import numba, pytorch
-from clab_d2.layers.frame_attention.common import FrameEmbedding, FrameRows
+from clab_d2.layers.frame_attention.common import (
+    EmbeddedMaps,
+    FrameEmbedding,
+    FrameRows,
+    embed_map,
+)
 
-__all__ = ["FrameEmbedding", "FrameRows", "attend_over_frames", "mean_over_frames"]
+__all__ = [
+    "EmbeddedMaps",
+    "FrameEmbedding",
+    "FrameRows",
+    "attend_over_frames",
+    "attend_to_embedded_maps",
+    "can_attend_to_embedded_maps",
+    "embed_map",
+    "mean_over_frames",
+]
 
 
 @torch.no_grad()
@@ -33,6 +47,27 @@ def attend_over_frames(features: Tensor, rows: FrameRows, embedding: FrameEmbedd
     """
     backend = numba if numba.is_available(features, embedding.own, rows.table) else pytorch
     return backend.attend(features, rows, embedding)
+
+
+def can_attend_to_embedded_maps(*tensors: Tensor) -> bool:
+    """Whether :func:`attend_to_embedded_maps` can be used for these features and maps."""
+    return numba.is_available(*tensors)
+
+
+@torch.no_grad()
+def attend_to_embedded_maps(features: Tensor, rows: FrameRows, maps: EmbeddedMaps) -> Tensor:
+    """:func:`attend_over_frames` with the embeddings made of those of whole maps.
+
+    Args:
+        features: (R, S, S, C) own RoI features, as ``maps.interpolation`` makes them.
+        rows: what their R * S * S bins gather from the references; its positions are those of
+            ``maps.references``, one after the other.
+        maps: the maps' embeddings.
+
+    Returns:
+        (R, S, S, C), contiguous.
+    """
+    return numba.attend_to_embedded(features, rows, maps)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clab_d2.layers.roi_pooling import BinInterpolation
+
 
 class FrameRows(NamedTuple):
     """What N RoI bins gather from T reference frames: weighted sums of K rows of each.
@@ -39,6 +41,44 @@ class FrameEmbedding(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     num_heads: int
+
+
+class EmbeddedMaps(NamedTuple):
+    """The embedding, a 3x3 convolution, as linear maps of its 9 offsets, applied to whole maps.
+
+    RoI bins and what they gather are weighted sums of positions, so their embeddings are weighted
+    sums of these.
+
+    Attributes:
+        own: (h * w, 9, C) of the key frame's map, without bias; see :func:`embed_map`.
+        interpolation: how the RoI bins are made of its positions.
+        references: of each reference's map, (P_t, 9, C).
+        bias: (C,) of the convolution, or None.
+        num_heads: heads that the embedding's channels are cut into.
+    """
+
+    own: Tensor
+    interpolation: BinInterpolation
+    references: Sequence[Tensor]
+    bias: Tensor | None
+    num_heads: int
+
+
+def embed_map(rows: Tensor, weight: Tensor) -> Tensor:
+    """What a 3x3 convolution makes of each position of a map at each of its 9 offsets, apart.
+
+    Args:
+        rows: (P, C) the map, position by position.
+        weight: (C', C, 3, 3) of the convolution.
+
+    Returns:
+        (P, 9, C') in single precision, rounded to bf16 where the map is in bf16.
+    """
+    # Not in fp16, which holds an embedding but perhaps not its part at one offset.
+    dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
+    kernel = weight.permute(1, 2, 3, 0).flatten(1).to(dtype)
+    with torch.autocast(rows.device.type, enabled=False):
+        return (rows.to(dtype) @ kernel).float().view(len(rows), 9, -1)
 
 
 def power_of_two_near_norm(embedded: Tensor) -> Tensor:

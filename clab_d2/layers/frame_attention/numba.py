@@ -9,10 +9,12 @@ from torch import Tensor
 
 from clab_d2.layers import numba_support
 from clab_d2.layers.frame_attention.common import (
+    EmbeddedMaps,
     FrameEmbedding,
     FrameRows,
     power_of_two_near_norm,
 )
+from clab_d2.layers.most_similar.numba import SampleLists, merge_samples
 
 LOOPS = "clab_d2.layers.frame_attention.numba_loops"
 # RoIs whose queries are held at a time: enough for an efficient product.
@@ -100,3 +102,116 @@ def _attend_rois(
         loops.attend_rois, len(own), queries, own, embedded, bias, table, positions, weights,
         log_counts, output,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def attend_to_embedded(features: Tensor, rows: FrameRows, maps: EmbeddedMaps) -> Tensor:
+    """See :func:`clab_d2.layers.frame_attention.attend_to_embedded_maps`."""
+    num_rois, size, _, channels = features.shape
+    bias = features.new_zeros(channels) if maps.bias is None else maps.bias
+    own, bias, table, weights = (
+        tensor.float().contiguous()
+        for tensor in (features.reshape(-1, channels), bias, rows.table, rows.weights)
+    )
+    interpolation = maps.interpolation
+    lists = merge_samples(interpolation.positions, interpolation.weights.float())
+    embedded = _embed_rois(maps.own, lists, bias, num_rois, size)
+    products = own.new_empty(len(own), maps.num_heads, len(maps.references))
+    first = 0
+    for number, reference in enumerate(maps.references):
+        _frame_products(
+            embedded, reference, rows.positions, weights, bias, number, first, num_rois, size,
+            products,
+        )  # fmt: skip
+        first += len(reference)
+    log_counts = own.new_tensor(rows.counts).log()
+    output = _sum_frames(own, embedded, products, table, rows.positions, weights, log_counts)
+    return output.view(features.shape).to(features.dtype)
+
+
+def _embed_rois(
+    embedded_map: Tensor, lists: SampleLists, bias: Tensor, num_rois: int, size: int
+) -> Tensor:
+    """Embeddings of RoI bins.
+
+    Args:
+        embedded_map: (h * w, 9, C) of the map that they are pooled from.
+        lists: its positions that make each of R * S * S bins.
+        bias: (C,).
+        num_rois: R.
+        size: S.
+
+    Returns:
+        (R * S * S, C).
+    """
+    output = bias.new_empty(num_rois * size * size, len(bias))
+    loops = numba_support.load_loops(LOOPS)
+    numba_support.in_parallel(
+        loops.embed_rois, num_rois, embedded_map.flatten(0, 1), *lists, bias, size, output
+    )
+    return output
+
+
+def _frame_products(
+    embedded: Tensor,
+    embedded_map: Tensor,
+    positions: Tensor,
+    weights: Tensor,
+    bias: Tensor,
+    frame: int,
+    first: int,
+    num_rois: int,
+    size: int,
+    output: Tensor,
+) -> None:
+    """Products of the own embeddings with those of what is gathered from one reference frame.
+
+    Args:
+        embedded: (R * S * S, C) own embeddings.
+        embedded_map: (P_t, 9, C) of the reference's map.
+        positions: (R * S * S, T, K) the most similar positions of all maps, one after the other.
+        weights: (R * S * S, T, K) their weights.
+        bias: (C,).
+        frame: which of the T it is.
+        first: its first position.
+        num_rois: R.
+        size: S.
+        output: (R * S * S, heads, T), whose entries of this frame are written.
+    """
+    loops = numba_support.load_loops(LOOPS)
+    numba_support.in_parallel(
+        loops.frame_products, num_rois, embedded, embedded_map.flatten(0, 1), positions, weights,
+        bias, frame, first, size, output,
+    )  # fmt: skip
+
+
+def _sum_frames(
+    own: Tensor,
+    embedded: Tensor,
+    products: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    weights: Tensor,
+    log_counts: Tensor,
+) -> Tensor:
+    """Sums over frames, weighted by a softmax.
+
+    Args:
+        own: (N, C) own features.
+        embedded: (N, C) own embeddings.
+        products: (N, heads, T) of these with the references'.
+        table: (P, C) positions of all T maps.
+        positions: (N, T, K) the most similar rows of ``table``.
+        weights: (N, T, K) their weights.
+        log_counts: (T,) logarithm of how often each reference counts.
+
+    Returns:
+        (N, C).
+    """
+    output = torch.empty_like(own)
+    loops = numba_support.load_loops(LOOPS)
+    numba_support.in_parallel(
+        loops.sum_frames, len(own), own, embedded, products, table, positions, weights,
+        log_counts, output,
+    )  # fmt: skip
+    return output

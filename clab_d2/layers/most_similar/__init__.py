@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from clab_d2.layers.most_similar import numba, pytorch, triton
-from clab_d2.layers.most_similar.common import NORM_EPS, MostSimilar
+from clab_d2.layers.most_similar.common import NORM_EPS, MostSimilar, normalized_rows
 from clab_d2.layers.most_similar.pytorch import cosines_at
 from clab_d2.layers.roi_pooling.pytorch import BinInterpolation
 
-__all__ = ["NORM_EPS", "MostSimilar", "cosines_at", "find_most_similar"]
+__all__ = ["NORM_EPS", "MostSimilar", "cosines_at", "find_most_similar", "normalized_rows"]
 
 
 @torch.no_grad()
@@ -28,6 +28,7 @@ def find_most_similar(
     interpolation: BinInterpolation,
     references: Sequence[Tensor],
     k: int,
+    unit_rows: Sequence[Tensor] | None = None,
 ) -> list[MostSimilar]:
     """The K positions of each reference map whose cosine with a bin is greatest.
 
@@ -37,6 +38,7 @@ def find_most_similar(
         interpolation: the bins as weighted sums of these rows.
         references: T maps (P_t, C), position by position.
         k: how many positions to take of each map; all, where it has fewer.
+        unit_rows: the maps normalised (:func:`normalized_rows`), where a caller keeps them.
 
     Returns:
         For each map, (N, min(k, P_t)) positions and cosines, best first; without gradients.
@@ -45,4 +47,4 @@ def find_most_similar(
     if found is not None:
         return found
     backend = numba if numba.is_available(bins, key_rows, interpolation.weights) else pytorch
-    return backend.search(bins, key_rows, interpolation, references, k)
+    return backend.search(bins, key_rows, interpolation, references, k, unit_rows)

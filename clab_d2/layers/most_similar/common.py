@@ -32,8 +32,20 @@ class MostSimilar(NamedTuple):
 Merge = Callable[[Tensor, int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def normalized_rows(rows: Tensor) -> Tensor:
+    """Rows (P, C) of norm 1, or 0; in their type, but the norms in single precision at least."""
+    # In half precision sums of squares overflow and cosines hardly differ.
+    norms = rows.norm(dim=1, keepdim=True, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return (rows / (norms + NORM_EPS)).to(rows.dtype)
+
+
 def search_by_tiles(
-    bins: Tensor, key_rows: Tensor, references: Sequence[Tensor], k: int, merge: Merge, tile: int
+    bins: Tensor,
+    key_rows: Tensor,
+    unit_rows: Sequence[Tensor],
+    k: int,
+    merge: Merge,
+    tile: int,
 ) -> list[MostSimilar]:
     """Search each reference map for what is most similar to the RoI bins, tile by tile.
 
@@ -44,23 +56,20 @@ def search_by_tiles(
     Args:
         bins: (N, C) RoI bins of the key frame.
         key_rows: (h * w, C) its feature map, position by position.
-        references: T maps (P_t, C), position by position.
+        unit_rows: T maps (P_t, C), position by position, normalised.
         k: how many positions to take of each map; all, where it has fewer.
         merge: interpolates a tile's correlation, and keeps the greatest products.
         tile: positions to correlate at a time.
     """
-    # In half precision sums of squares overflow and cosines hardly differ.
     bin_norms = bins.norm(dim=1, dtype=torch.promote_types(bins.dtype, torch.float32))
     key_rows = key_rows.contiguous()
     found = []
-    for rows in references:
-        norms = rows.norm(dim=1, keepdim=True, dtype=bin_norms.dtype)
-        unit_rows = (rows / (norms + NORM_EPS)).to(key_rows.dtype)
+    for rows in unit_rows:
         shape = (len(bins), min(k, len(rows)))
         values = bin_norms.new_full(shape, -torch.inf)
         positions = torch.zeros(shape, dtype=torch.long, device=values.device)
-        for start in range(0, len(unit_rows), tile):
-            correlation = key_rows @ unit_rows[start : start + tile].T
+        for start in range(0, len(rows), tile):
+            correlation = key_rows @ rows[start : start + tile].T
             values, positions = merge(correlation, start, values, positions)
         found.append(MostSimilar(positions, values / (bin_norms[:, None] + NORM_EPS)))
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clab_d2.layers import numba_support
-from clab_d2.layers.most_similar.common import TILE, MostSimilar, search_by_tiles
+from clab_d2.layers.most_similar.common import TILE, MostSimilar, normalized_rows, search_by_tiles
 from clab_d2.layers.roi_pooling.pytorch import BinInterpolation
 
 LOOPS = "clab_d2.layers.most_similar.numba_loops"
@@ -79,6 +79,7 @@ def search(
     interpolation: BinInterpolation,
     references: Sequence[Tensor],
     k: int,
+    unit_rows: Sequence[Tensor] | None = None,
     *,
     tile: int = TILE,
 ) -> list[MostSimilar]:
@@ -95,4 +96,6 @@ def search(
         keep_greatest(correlation.float(), lists, start, values, positions)
         return values, positions
 
-    return search_by_tiles(bins, key_rows, references, k, merge, tile)
+    if unit_rows is None:
+        unit_rows = [normalized_rows(rows) for rows in references]
+    return search_by_tiles(bins, key_rows, unit_rows, k, merge, tile)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from clab_d2.layers.numba_rows import sum_rows
 from clab_d2.layers.numba_support import compile_loop
 
 # Reference positions whose similarities are held at a time: few enough for the first-level cache,
@@ -38,25 +39,6 @@ def merge_samples(
             row_weights[n, place] += weights[n, s]
         # Rows go four at a time; those beyond the count are row 0 with weight 0.
         num_rows[n] = max(4, (count + 3) // 4 * 4)
-
-
-@compile_loop
-def _interpolate(
-    table: np.ndarray, begin: int, rows: np.ndarray, weights: np.ndarray, count: int,
-    output: np.ndarray,
-) -> None:  # fmt: skip
-    """``output = sum of weights * table[rows, begin:]`` over ``count`` rows, a multiple of 4."""
-    end = begin + len(output)
-    for s in range(0, count, 4):
-        w0, w1, w2, w3 = weights[s], weights[s + 1], weights[s + 2], weights[s + 3]
-        r0, r1 = table[rows[s], begin:end], table[rows[s + 1], begin:end]
-        r2, r3 = table[rows[s + 2], begin:end], table[rows[s + 3], begin:end]
-        if s == 0:
-            for p in range(len(output)):
-                output[p] = w0 * r0[p] + w1 * r1[p] + w2 * r2[p] + w3 * r3[p]
-        else:
-            for p in range(len(output)):
-                output[p] += w0 * r0[p] + w1 * r1[p] + w2 * r2[p] + w3 * r3[p]
 
 
 @compile_loop
@@ -111,5 +93,5 @@ def search_bins(
     for begin in range(0, length, _BLOCK):
         block = products[: min(_BLOCK, length - begin)]
         for n in range(start, stop):
-            _interpolate(correlation, begin, rows[n], row_weights[n], num_rows[n], block)
+            sum_rows(correlation, begin, rows[n], row_weights[n], num_rows[n], block)
             _keep_greatest(block, first + begin, lanes, values[n], positions[n])

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clab_d2.layers.most_similar.common import NORM_EPS, TILE, MostSimilar, search_by_tiles
+from clab_d2.layers.most_similar.common import (
+    NORM_EPS,
+    TILE,
+    MostSimilar,
+    normalized_rows,
+    search_by_tiles,
+)
 from clab_d2.layers.roi_pooling.pytorch import BinInterpolation
 
 
@@ -18,6 +24,7 @@ def search(
     interpolation: BinInterpolation,
     references: Sequence[Tensor],
     k: int,
+    unit_rows: Sequence[Tensor] | None = None,
     *,
     tile: int = TILE,
 ) -> list[MostSimilar]:
@@ -37,7 +44,9 @@ def search(
         )
         return values, torch.cat([positions, at + start], dim=1).gather(1, order)
 
-    return search_by_tiles(bins, key_rows, references, k, merge, tile)
+    if unit_rows is None:
+        unit_rows = [normalized_rows(rows) for rows in references]
+    return search_by_tiles(bins, key_rows, unit_rows, k, merge, tile)
 
 
 def cosines_at(bins: Tensor, reference_rows: Tensor, positions: Tensor) -> Tensor:

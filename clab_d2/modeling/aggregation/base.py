@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -128,6 +128,18 @@ class MapAggregation(Aggregation, ABC):
 
 class RoIAggregation(Aggregation, ABC):
     """Gives the key frame's RoIs features that take in the reference frames' maps."""
+
+    def encode_map(self, feature: Tensor) -> Any:
+        """What is kept at test of a reference frame beside its map, as long as the map is kept.
+
+        Args:
+            feature: (C, h, w) a map that RoIs are pooled from.
+
+        Returns:
+            Anything; None, the default, for nothing. Where it is something, :meth:`forward` is
+            given that of all references in their order, as ``encoded``.
+        """
+        return None
 
     @abstractmethod
     def forward(

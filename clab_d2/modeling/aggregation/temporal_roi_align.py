@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,15 +19,41 @@ from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError
 from clab_d2.layers.frame_attention import (
+    EmbeddedMaps,
     FrameEmbedding,
     FrameRows,
     attend_over_frames,
+    attend_to_embedded_maps,
+    can_attend_to_embedded_maps,
+    embed_map,
     mean_over_frames,
 )
-from clab_d2.layers.most_similar import MostSimilar, cosines_at, find_most_similar
-from clab_d2.layers.roi_pooling import bin_interpolation
+from clab_d2.layers.most_similar import (
+    MostSimilar,
+    cosines_at,
+    find_most_similar,
+    normalized_rows,
+)
+from clab_d2.layers.roi_pooling import BinInterpolation, bin_interpolation
 from clab_d2.layers.rows import map_rows, weighted_rows
 from clab_d2.modeling.aggregation.base import ROI_AGGREGATION_REGISTRY, RoIAggregation
+
+# Embedded maps of all references may take so much memory; else the embeddings go RoI by RoI.
+EMBEDDED_BYTES = 3 * 2**29
+
+
+@dataclass
+class EncodedMap:
+    """What depends on a frame's map alone.
+
+    Attributes:
+        unit_rows: (P, C) its positions, normalised.
+        embedded: (P, 9, C), see :func:`clab_d2.layers.frame_attention.embed_map`; made when it is
+            first needed.
+    """
+
+    unit_rows: Tensor
+    embedded: Tensor | None = None
 
 
 @ROI_AGGREGATION_REGISTRY.register()
@@ -86,6 +113,11 @@ class TemporalRoIAlign(RoIAggregation):
             return aggregated
         return roi_features + self.gate.to(aggregated.dtype) * (aggregated - roi_features)
 
+    def encode_map(self, feature: Tensor) -> EncodedMap | None:
+        """See :meth:`RoIAggregation.encode_map`; nothing on a GPU, where its kernels take the maps
+        as they are."""
+        return None if feature.is_cuda else EncodedMap(normalized_rows(map_rows(feature)))
+
     def forward(
         self,
         roi_features: Tensor,
@@ -97,6 +129,7 @@ class TemporalRoIAlign(RoIAggregation):
         scale: float,
         sampling_ratio: int,
         cat: Callable[[Sequence[Tensor]], Tensor] = torch.cat,
+        encoded: Sequence[EncodedMap] | None = None,
     ) -> Tensor:
         """
         Args:
@@ -108,6 +141,8 @@ class TemporalRoIAlign(RoIAggregation):
             scale: feature pixels per image pixel.
             sampling_ratio: RoIAlign's; 0 for as many samples as a bin has pixels.
             cat: joins the references' maps, each as (h_t * w_t, C).
+            encoded: what :meth:`encode_map` gave for each reference; None to make it here, as far
+                as that is worth it for this one call.
 
         Returns:
             (R, C, S, S).
@@ -117,13 +152,20 @@ class TemporalRoIAlign(RoIAggregation):
         rows = [map_rows(reference) for reference in references]
         bins = roi_features.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
         similar = self.search(
-            bins, boxes, feature, rows, scale=scale, sampling_ratio=sampling_ratio
+            bins, boxes, feature, rows, encoded, scale=scale, sampling_ratio=sampling_ratio
         )
         if torch.is_grad_enabled():
             result = self._aggregate_with_gradients(roi_features, bins, rows, similar, counts)
+            return self.gated(roi_features, result)
+        features = roi_features.permute(0, 2, 3, 1)
+        frame_rows = self._rows_of(cat(rows), [len(part) for part in rows], similar, counts)
+        if encoded is not None and self._embeds_maps(bins, rows):
+            interpolation = self._interpolation(bins, boxes, feature, scale, sampling_ratio)
+            maps = self.embed_maps(feature, references, encoded, interpolation)
+            result = self.aggregate_embedded(features, frame_rows, maps)
         else:
-            result = self.aggregate(roi_features, rows, cat(rows), similar, counts)
-        return self.gated(roi_features, result)
+            result = self.aggregate(features, frame_rows)
+        return self.gated(roi_features, result.permute(0, 3, 1, 2))
 
     def search(
         self,
@@ -131,21 +173,32 @@ class TemporalRoIAlign(RoIAggregation):
         boxes: Tensor,
         feature: Tensor,
         references: Sequence[Tensor],
+        encoded: Sequence[EncodedMap] | None = None,
         *,
         scale: float,
         sampling_ratio: int,
     ) -> list[MostSimilar]:
         """Most similar positions of every bin in every reference, without gradients."""
-        size = math.isqrt(len(bins) // len(boxes))
-        interpolation = bin_interpolation(
+        return find_most_similar(
+            bins,
+            map_rows(feature),
+            self._interpolation(bins, boxes, feature, scale, sampling_ratio),
+            references,
+            self.num_most_similar,
+            None if encoded is None else [one.unit_rows for one in encoded],
+        )
+
+    @staticmethod
+    def _interpolation(
+        bins: Tensor, boxes: Tensor, feature: Tensor, scale: float, sampling_ratio: int
+    ) -> BinInterpolation:
+        """The bins (R * S * S, C) of R boxes as weighted sums of the map's positions."""
+        return bin_interpolation(
             boxes.to(torch.promote_types(boxes.dtype, feature.dtype)),
-            size,
+            math.isqrt(len(bins) // len(boxes)),
             scale,
             sampling_ratio,
             *feature.shape[-2:],
-        )
-        return find_most_similar(
-            bins, map_rows(feature), interpolation, references, self.num_most_similar
         )
 
     def _aggregate_with_gradients(
@@ -224,32 +277,72 @@ class TemporalRoIAlign(RoIAggregation):
         logits = (embeddings * embeddings[:1]).sum(dim=3) / math.sqrt(channels / self.num_heads)
         return (logits + logs.view(-1, 1, 1, 1, 1)).softmax(dim=0)
 
-    def aggregate(
-        self,
-        roi_features: Tensor,
-        references: Sequence[Tensor],
-        table: Tensor,
-        similar: Sequence[MostSimilar],
-        counts: Sequence[int],
-    ) -> Tensor:
-        """The same without gradients: see :mod:`clab_d2.layers.frame_attention`.
+    def _embeds_maps(self, bins: Tensor, references: Sequence[Tensor]) -> bool:
+        """Whether whole maps (P_t, C) are embedded for N bins (N, C), rather than the bins."""
+        positions = sum(len(rows) for rows in references)
+        return (
+            self.embed is not None
+            and can_attend_to_embedded_maps(bins, *references)
+            and len(bins) * len(references) >= positions
+            and 9 * 4 * bins.shape[1] * positions <= EMBEDDED_BYTES
+        )
 
-        Args: as :meth:`_aggregate_with_gradients`, and
-            table: (P, C) all maps, one after the other.
+    def embed_maps(
+        self,
+        feature: Tensor,
+        references: Sequence[Tensor],
+        encoded: Sequence[EncodedMap],
+        interpolation: BinInterpolation,
+    ) -> EmbeddedMaps:
+        """Embed those maps that are not embedded yet: at most once for each frame of a video.
+
+        Args:
+            feature: (C, h, w) map of the key frame.
+            references: T maps (C, h_t, w_t).
+            encoded: of each of them; what is made is kept there.
+            interpolation: the key frame's RoI bins as weighted sums of its positions.
         """
-        features = roi_features.permute(0, 2, 3, 1)
-        rows = self._rows_of(table, [len(reference) for reference in references], similar, counts)
+        assert self.embed is not None
+        own = None
+        for reference, kept in zip(references, encoded, strict=True):
+            if kept.embedded is None:
+                kept.embedded = embed_map(map_rows(reference), self.embed.weight)
+            # The key frame is one of its references, as a rule.
+            if reference.data_ptr() == feature.data_ptr() and reference.shape == feature.shape:
+                own = kept.embedded
+        if own is None:
+            own = embed_map(map_rows(feature), self.embed.weight)
+        kept_maps = [kept.embedded for kept in encoded if kept.embedded is not None]
+        return EmbeddedMaps(own, interpolation, kept_maps, self.embed.bias, self.num_heads)
+
+    def aggregate_embedded(
+        self, features: Tensor, rows: FrameRows, maps: EmbeddedMaps
+    ) -> Tensor:
+        """:meth:`aggregate` by embedded maps: see :mod:`clab_d2.layers.frame_attention`."""
+        return attend_to_embedded_maps(features, rows, maps)
+
+    def aggregate(self, features: Tensor, rows: FrameRows) -> Tensor:
+        """Attention over frames without gradients: see :mod:`clab_d2.layers.frame_attention`.
+
+        Args:
+            features: (R, S, S, C) RoI features of the key frame.
+            rows: what their bins gather from the references.
+
+        Returns:
+            (R, S, S, C).
+        """
         if self.embed is None:
-            return mean_over_frames(features, rows).permute(0, 3, 1, 2)
+            return mean_over_frames(features, rows)
+        maps = features.permute(0, 3, 1, 2)
         # RoIs are small maps, for which a CPU's convs are faster in the plain layout.
-        maps = roi_features if roi_features.is_cuda else roi_features.contiguous()
+        maps = maps if maps.is_cuda else maps.contiguous()
         embedding = FrameEmbedding(
             self.embed(maps).permute(0, 2, 3, 1),
             self.embed.weight,
             self.embed.bias,
             self.num_heads,
         )
-        return attend_over_frames(features, rows, embedding).permute(0, 3, 1, 2)
+        return attend_over_frames(features, rows, embedding)
 
     def _rows_of(
         self,

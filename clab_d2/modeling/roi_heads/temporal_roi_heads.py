@@ -189,6 +189,7 @@ class TemporalROIHeads(ROIHeads):
                 cat=functools.partial(references.cat, name),
                 scale=self.pooler.scales[level],
                 sampling_ratio=self.pooler.sampling_ratio,
+                **self._encoded_maps(name, references),
             )
             check_tensor(
                 self.roi_aggregation, "forward", result, (len(chosen), *pooled.shape[1:]),
@@ -198,6 +199,19 @@ class TemporalROIHeads(ROIHeads):
                 return result
             aligned = aligned.index_copy(0, chosen, result.to(aligned.dtype))
         return aligned
+
+    def _encoded_maps(self, name: str, references: References) -> dict[str, list[Any]]:
+        """What the aggregation on RoI features keeps of the references' maps of a name, as its
+        argument; none in training, or where it keeps nothing."""
+        assert self.roi_aggregation is not None
+        if torch.is_grad_enabled():
+            return {}
+        for frame in references.frames:
+            if name not in frame.encoded_maps:
+                feature = frame.features[name][0]
+                frame.encoded_maps[name] = self.roi_aggregation.encode_map(feature)
+        encoded = [frame.encoded_maps[name] for frame in references.frames]
+        return {} if any(part is None for part in encoded) else {"encoded": encoded}
 
     def predict(
         self, frame: FrameFeatures, proposals: Instances, references: References

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from clab_d2.layers import numba_support
+from clab_d2.layers.frame_attention import embed_map, numba
 from clab_d2.modeling.aggregation.temporal_roi_align import TemporalRoIAlign
 from clab_d2.modeling.plain import plain_temporal_roi_align
 
@@ -101,10 +102,13 @@ def test_fast_way_equals_the_plain_formula(num_heads, num_most_similar, with_gra
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "operators"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "anew"])
 @pytest.mark.parametrize("num_heads", [0, 4])
 @pytest.mark.parametrize("num_most_similar", [1, 2, 3])
 @pytest.mark.parametrize("num_references", [1, 3, 5])
-def test_single_precision(compiled, num_heads, num_most_similar, num_references, monkeypatch):
+def test_single_precision(
+    compiled, kept, num_heads, num_most_similar, num_references, monkeypatch
+):
     """The compiled loops, and the operators that stand in for them, against double precision."""
     if not compiled:
         monkeypatch.setattr(numba_support, "load_loops", lambda name: None)
@@ -119,9 +123,49 @@ def test_single_precision(compiled, num_heads, num_most_similar, num_references,
     expected = plain_temporal_roi_align(module, case[2], repeated)
     feature, boxes, pooled, references = case
     single = (feature.float(), boxes.float(), pooled.float(), [r.float() for r in references])
+    module.float()
     with torch.no_grad():
-        actual = run(module.float(), single, counts)
-    torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
+        encoded = [module.encode_map(reference) for reference in single[3]] if kept else None
+        actual = run(module, single, counts, encoded=encoded)
+        torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
+        # As at the next key frame of the video.
+        torch.testing.assert_close(run(module, single, counts, encoded=encoded), actual)
+    if kept and compiled and num_heads and numba.is_available(actual):
+        assert all(one.embedded is not None for one in encoded)
+
+
+def test_the_key_frame_among_its_references_is_embedded_once(monkeypatch):
+    if not numba.is_available(torch.zeros(1)):
+        pytest.skip("Numba is not installed")
+    calls = []
+    name = "clab_d2.modeling.aggregation.temporal_roi_align.embed_map"
+    monkeypatch.setattr(name, lambda *args: calls.append(args) or embed_map(*args))
+    module = TemporalRoIAlign(8)
+    feature, boxes, pooled, references = make_case(seed=4, num_rois=9)
+    references = [m.float() for m in (references[0], feature, references[1])]
+    single = (references[1], boxes.float(), pooled.float(), references)
+    with torch.no_grad():
+        encoded = [module.encode_map(reference) for reference in references]
+        actual = run(module, single, encoded=encoded)
+        expected = plain_temporal_roi_align(module, pooled.float(), references)
+    assert len(calls) == 3
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_maps_too_large_to_be_embedded_are_not(monkeypatch):
+    """Then, and where there are few bins for the positions, bins are embedded one by one."""
+    name = "clab_d2.modeling.aggregation.temporal_roi_align.EMBEDDED_BYTES"
+    module = TemporalRoIAlign(8)
+    for num_rois, limit in ((37, 1000), (1, 2**30)):
+        monkeypatch.setattr(name, limit)
+        case = make_case(seed=4, num_rois=num_rois, sides=((6, 9), (6, 9), (30, 40)))
+        single = (*(part.float() for part in case[:3]), [m.float() for m in case[3]])
+        with torch.no_grad():
+            encoded = [module.encode_map(reference) for reference in single[3]]
+            actual = run(module, single, encoded=encoded)
+            expected = plain_temporal_roi_align(module, single[2], single[3])
+        assert all(one.embedded is None for one in encoded)
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_full_size():
