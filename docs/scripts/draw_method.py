@@ -362,8 +362,10 @@ def multiply_adds() -> list[Cost]:
     rpn = positions * channels * (9 * channels + 5 * anchors)
     correlation = channels * positions * positions * frames
     interpolation = 16 * bins * positions * frames
-    embedding = bins * 9 * channels * channels  # of one frame's RoIs; the queries cost the same
-    products = bins * frames * 9 * 4 * channels
+    embedding = bins * 9 * channels * channels  # of one frame's RoIs
+    embedded_map = positions * 9 * channels * channels
+    # Weighted sums of embedded positions: the own embeddings, then the references' and products.
+    sums = bins * channels * (9 * 16 + frames * (9 * 2 + 1))
     layers = 49 * channels * fc + 2 * fc * fc  # of one RoI
     attention = 3 * 2 * (rois * fc * fc + rois * rois * frames * fc)
     keys_values = 3 * 2 * rois * fc * fc  # of one frame
@@ -377,7 +379,7 @@ def multiply_adds() -> list[Cost]:
         ),
         Cost("similarity", 0, bins * positions * channels * frames, correlation + interpolation),
         Cost("embedding, attention over frames", 0, (frames + 1) * embedding,
-             2 * embedding + products),
+             embedded_map + sums),
     ]  # fmt: skip
     return [Cost("backbone and neck", backbone, backbone, backbone)] + [
         Cost(c.part, c.single / 1e9, c.plain / 1e9, c.here / 1e9) for c in parts

@@ -20,12 +20,15 @@ from clab_d2.layers.frame_attention import (
 )
 from clab_d2.layers.roi_pooling import BinInterpolation
 
-needs_numba = pytest.mark.skipif(
-    not numba.is_available(torch.zeros(1)), reason="Numba is not installed"
-)
 BACKENDS = [
     pytest.param(pytorch, id="pytorch"),
-    pytest.param(numba, id="numba", marks=needs_numba),
+    pytest.param(
+        numba,
+        id="numba",
+        marks=pytest.mark.skipif(
+            not numba.is_available(torch.zeros(1)), reason="Numba is not installed"
+        ),
+    ),
 ]
 
 
@@ -188,16 +191,16 @@ def make_maps(num_rois, lengths, k, num_heads, *, size=4, channels=8, bias=True)
     return features, rows, conv.requires_grad_(False), own_map, maps, interpolation
 
 
-@needs_numba
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_heads", [1, 4])
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
 )
 def test_attention_to_embedded_maps_equals_the_formula(
-    num_heads, k, threads, bias, dtype, monkeypatch
+    backend, num_heads, k, threads, bias, dtype, monkeypatch
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     features, rows, conv, own_map, maps, interpolation = make_maps(
@@ -209,7 +212,7 @@ def test_attention_to_embedded_maps_equals_the_formula(
     )
     embedded = [embed_map(m.to(dtype), conv.weight.float()) for m in (own_map, *maps)]
     assert all(m.dtype == torch.float32 for m in embedded)
-    actual = attend_to_embedded_maps(
+    actual = backend.attend_to_embedded(
         features.to(dtype),
         rows._replace(table=rows.table.to(dtype), weights=rows.weights.float()),
         EmbeddedMaps(
@@ -238,3 +241,14 @@ def test_an_embedded_map_sums_up_to_the_convolution():
                 if 0 <= y + down < 5 and 0 <= x + along < 7:
                     total[y, x] += embedded[y + down, x + along, offset]
     torch.testing.assert_close(total.permute(2, 0, 1), conv(feature), atol=1e-5, rtol=1e-4)
+
+
+def test_embedded_maps_in_double_precision():
+    features, rows, conv, own_map, maps, interpolation = make_maps(3, [9, 12], 2, 4)
+    gathered = formulas.gather(rows.table, rows.positions, rows.weights)
+    expected = formulas.attend_over_frames(
+        features, gathered, rows.counts, conv.weight, conv.bias, 4
+    )
+    own, *embedded = (embed_map(m, conv.weight) for m in (own_map, *maps))
+    embedded = EmbeddedMaps(own, interpolation, embedded, conv.bias, 4)
+    torch.testing.assert_close(attend_to_embedded_maps(features, rows, embedded), expected)

@@ -50,6 +50,9 @@ def aggregate(
     part: RoIAggregation, feature: Tensor, references: Sequence[Tensor], counts: Sequence[int]
 ) -> Tensor:
     pooler = FastROIPooler(7, [1 / STRIDE], SAMPLES, "ROIAlignV2")
+    kept = {}
+    if not torch.is_grad_enabled() and part.encode_map(feature) is not None:
+        kept["encoded"] = [part.encode_map(reference) for reference in references]
     return part(
         pooler([feature[None]], [Boxes(BOXES)]),
         BOXES,
@@ -59,6 +62,7 @@ def aggregate(
         scale=1 / STRIDE,
         sampling_ratio=SAMPLES,
         cat=lambda rows: torch.cat(list(rows)),
+        **kept,
     )
 
 

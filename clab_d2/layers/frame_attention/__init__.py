@@ -27,7 +27,6 @@ __all__ = [
     "FrameRows",
     "attend_over_frames",
     "attend_to_embedded_maps",
-    "can_attend_to_embedded_maps",
     "embed_map",
     "mean_over_frames",
 ]
@@ -49,11 +48,6 @@ def attend_over_frames(features: Tensor, rows: FrameRows, embedding: FrameEmbedd
     return backend.attend(features, rows, embedding)
 
 
-def can_attend_to_embedded_maps(*tensors: Tensor) -> bool:
-    """Whether :func:`attend_to_embedded_maps` can be used for these features and maps."""
-    return numba.is_available(*tensors)
-
-
 @torch.no_grad()
 def attend_to_embedded_maps(features: Tensor, rows: FrameRows, maps: EmbeddedMaps) -> Tensor:
     """:func:`attend_over_frames` with the embeddings made of those of whole maps.
@@ -67,7 +61,8 @@ def attend_to_embedded_maps(features: Tensor, rows: FrameRows, maps: EmbeddedMap
     Returns:
         (R, S, S, C), contiguous.
     """
-    return numba.attend_to_embedded(features, rows, maps)
+    backend = numba if numba.is_available(features, maps.own, rows.table) else pytorch
+    return backend.attend_to_embedded(features, rows, maps)
 
 
 @torch.no_grad()

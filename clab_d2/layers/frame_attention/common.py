@@ -72,13 +72,14 @@ def embed_map(rows: Tensor, weight: Tensor) -> Tensor:
         weight: (C', C, 3, 3) of the convolution.
 
     Returns:
-        (P, 9, C') in single precision, rounded to bf16 where the map is in bf16.
+        (P, 9, C') in single precision at least, rounded to bf16 where the map is in bf16.
     """
     # Not in fp16, which holds an embedding but perhaps not its part at one offset.
-    dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
+    dtype = torch.float32 if rows.dtype == torch.float16 else rows.dtype
+    precise = torch.promote_types(dtype, torch.float32)
     kernel = weight.permute(1, 2, 3, 0).flatten(1).to(dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        return (rows.to(dtype) @ kernel).float().view(len(rows), 9, -1)
+        return (rows.to(dtype) @ kernel).to(precise).view(len(rows), 9, -1)
 
 
 def power_of_two_near_norm(embedded: Tensor) -> Tensor:

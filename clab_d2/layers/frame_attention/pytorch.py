@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clab_d2.layers.frame_attention.common import (
+    EmbeddedMaps,
     FrameEmbedding,
     FrameRows,
     power_of_two_near_norm,
@@ -121,3 +122,59 @@ def _attend(
     total = torch.matmul(weights[:, :, None, 1:], values)[:, :, 0]
     total = total + weights[:, :, :1] * own.reshape(num_bins, heads, per_head)
     return total.reshape(own.shape)
+
+
+@torch.no_grad()
+def attend_to_embedded(features: Tensor, rows: FrameRows, maps: EmbeddedMaps) -> Tensor:
+    """See :func:`clab_d2.layers.frame_attention.attend_to_embedded_maps`."""
+    shape, channels = features.shape, features.shape[-1]
+    num_bins, num_refs = rows.positions.shape[:2]
+    # Half precision is too coarse for logits and sums over frames.
+    precise = torch.promote_types(features.dtype, torch.float32)
+    own, table, share = (
+        tensor.to(precise)
+        for tensor in (features.reshape(-1, channels), rows.table, rows.weights)
+    )
+    bias = 0 if maps.bias is None else maps.bias.to(precise)
+
+    def embed(embedded_map: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+        offsets = torch.arange(9, device=positions.device)[:, None]
+        rows_of = _neighbours(positions, shape) * 9 + offsets
+        embedded = weighted_rows(
+            embedded_map.flatten(0, 1), rows_of.flatten(1), _neighbours(weights, shape).flatten(1)
+        )
+        return (embedded.to(precise) + bias).unflatten(1, (maps.num_heads, -1))
+
+    embedded = embed(maps.own, *maps.interpolation)
+    logits = own.new_empty(1 + num_refs, num_bins, maps.num_heads)
+    logits[0] = (embedded * embedded).sum(dim=2)
+    first = 0
+    for index, reference in enumerate(maps.references):
+        theirs = embed(reference, rows.positions[:, index] - first, share[:, index])
+        logits[1 + index] = (embedded * theirs).sum(dim=2)
+        first += len(reference)
+    logits /= math.sqrt(channels / maps.num_heads)
+    logits[1:] += own.new_tensor(rows.counts).log()[:, None, None]
+    weights = logits.softmax(dim=0)
+    by_head = (num_bins, maps.num_heads, -1)
+    total = weights[0][..., None] * own.view(by_head)
+    for index in range(num_refs):
+        gathered = weighted_rows(table, rows.positions[:, index], share[:, index])
+        total += weights[1 + index][..., None] * gathered.view(by_head)
+    return total.reshape(shape).to(features.dtype)
+
+
+def _neighbours(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """What the 3x3 neighbours of each RoI bin have; 0 where these are outside the RoI.
+
+    Args:
+        values: (R * S * S, K).
+        shape: (R, S, S, ...).
+
+    Returns:
+        (R * S * S, 9, K).
+    """
+    num_rois, size = shape[:2]
+    padded = F.pad(values.view(num_rois, size, size, -1), (0, 0, 1, 1, 1, 1))
+    shifted = [padded[:, y : y + size, x : x + size] for y in range(3) for x in range(3)]
+    return torch.stack(shifted, dim=3).flatten(0, 2)

@@ -24,7 +24,6 @@ from clab_d2.layers.frame_attention import (
     FrameRows,
     attend_over_frames,
     attend_to_embedded_maps,
-    can_attend_to_embedded_maps,
     embed_map,
     mean_over_frames,
 )
@@ -282,7 +281,7 @@ class TemporalRoIAlign(RoIAggregation):
         positions = sum(len(rows) for rows in references)
         return (
             self.embed is not None
-            and can_attend_to_embedded_maps(bins, *references)
+            and not bins.is_cuda
             and len(bins) * len(references) >= positions
             and 9 * 4 * bins.shape[1] * positions <= EMBEDDED_BYTES
         )
