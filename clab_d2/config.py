@@ -212,6 +212,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DENSE.SELECT.NUM_CANDIDATES = 200
     cfg.MODEL.DENSE.SELECT.NMS_THRESH = 0.75
     cfg.MODEL.DENSE.SELECT.NUM_PER_OBJECT = 4
+    # Bins along each side of a selected prediction's box that the aggregation gets, beside what the
+    # towers hold at its position; 0: none.
+    cfg.MODEL.DENSE.POOLER_RESOLUTION = 0
     # Weight of the loss of the scores that MODEL.AGGREGATION.PREDICTIONS gives.
     cfg.MODEL.DENSE.RESCORING_WEIGHT = 1.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clab_d2.modeling.aggregation.base import PredictionAggregation, build_prediction_aggregation
 from clab_d2.modeling.dense_heads.base import DENSE_HEAD_REGISTRY, DenseHead, DensePredictions
+from clab_d2.modeling.dense_heads.box_features import BoxFeatures
 from clab_d2.modeling.dense_heads.selection import Selection
 from clab_d2.modeling.frame_groups import joined_maps, same_size
 from clab_d2.modeling.part_results import check_sequence, check_tensor
@@ -41,6 +42,7 @@ class TemporalDense(TemporalDetector):
         dense_head: DenseHead,
         selection: Selection,
         prediction_aggregation: PredictionAggregation | None,
+        box_features: BoxFeatures | None = None,
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_image: int = 100,
@@ -52,6 +54,8 @@ class TemporalDense(TemporalDetector):
             dense_head: from maps to predictions.
             selection: which of them go on.
             prediction_aggregation: gives those new scores; None leaves them as they are.
+            box_features: what it gets of the predicted boxes beside the towers' features; None for
+                these alone.
             score_thresh, nms_thresh, detections_per_image: of the detections given.
             rescoring_weight: of the new scores' loss, beside the head's losses.
             kwargs: those of :class:`TemporalDetector`.
@@ -60,6 +64,7 @@ class TemporalDense(TemporalDetector):
         self.dense_head = dense_head
         self.selection = selection
         self.prediction_aggregation = prediction_aggregation
+        self.box_features = box_features
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
@@ -71,6 +76,11 @@ class TemporalDense(TemporalDetector):
         shapes = arguments["backbone"].output_shape()
         dense, retina = cfg.MODEL.DENSE, cfg.MODEL.RETINANET
         name, levels = dense.HEAD, {n: shapes[n] for n in retina.IN_FEATURES}
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        aggregation = build_prediction_aggregation(cfg, dense.DIM, num_classes)
+        box_features = None
+        if aggregation is not None:
+            box_features = BoxFeatures.from_config(cfg, list(levels.values()))
         return {
             **arguments,
             "dense_head": DENSE_HEAD_REGISTRY.build(name, DenseHead, cfg, levels),
@@ -80,9 +90,8 @@ class TemporalDense(TemporalDetector):
                 nms_thresh=dense.SELECT.NMS_THRESH,
                 num_per_object=dense.SELECT.NUM_PER_OBJECT,
             ),
-            "prediction_aggregation": build_prediction_aggregation(
-                cfg, dense.DIM, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-            ),
+            "prediction_aggregation": aggregation,
+            "box_features": box_features,
             "score_thresh": retina.SCORE_THRESH_TEST,
             "nms_thresh": retina.NMS_THRESH_TEST,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -101,15 +110,33 @@ class TemporalDense(TemporalDetector):
 
     # ---------------------------------------------------------------- a frame by itself
 
-    def _predict(self, frames: Sequence[FrameFeatures]) -> DensePredictions:
-        """What the head gives for frames of one size."""
-        return self.dense_head(list(joined_maps(frames, self.in_features).values()))
+    def _predict(self, maps: Mapping[str, Tensor]) -> DensePredictions:
+        """What the head gives for the maps of frames of one size."""
+        return self.dense_head(list(maps.values()))
+
+    def _selected(
+        self,
+        frames: Sequence[FrameFeatures],
+        maps: Mapping[str, Tensor],
+        output: DensePredictions,
+        targets: Sequence[Instances] | None = None,
+    ) -> list[Instances]:
+        """The selected predictions of frames of one size, with all that the aggregation takes."""
+        sizes = [frame.image_size for frame in frames]
+        selected = self.selection(self.dense_head, output, sizes, targets)
+        if self.box_features is not None:
+            boxes = [own.pred_boxes for own in selected]
+            for own, more in zip(
+                selected, self.box_features(list(maps.values()), boxes), strict=True
+            ):
+                own.cls_features = own.cls_features + more
+        return selected
 
     def _select(self, frames: Sequence[FrameFeatures]) -> None:
         """Put into frames their selected predictions."""
         for group in same_size(frames):
-            sizes = [frame.image_size for frame in group]
-            selected = self.selection(self.dense_head, self._predict(group), sizes)
+            maps = joined_maps(group, self.in_features)
+            selected = self._selected(group, maps, self._predict(maps))
             for frame, own in zip(group, selected, strict=True):
                 frame.proposals = own
 
@@ -170,12 +197,12 @@ class TemporalDense(TemporalDetector):
             id(key): pair for key, *pair in zip(keys, references, targets, strict=True)
         }
         for group in same_size(keys):
-            output = self._predict(group)
+            maps = joined_maps(group, self.in_features)
+            output = self._predict(maps)
             others, truth = zip(*(of_key[id(key)] for key in group), strict=True)
             own = self.dense_head.detection_losses(output, truth)
             if self.prediction_aggregation is not None:
-                sizes = [key.image_size for key in group]
-                selected = self.selection(self.dense_head, output, sizes, truth)
+                selected = self._selected(group, maps, output, truth)
                 own["loss_rescoring"] = self.rescoring_loss(selected, others, truth)
             for name, value in own.items():
                 # Each group's loss is a mean over its clips.

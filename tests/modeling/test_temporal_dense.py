@@ -50,6 +50,31 @@ def test_boxes_are_those_of_the_selected_predictions(cfg):
     assert {tuple(box) for box in found.pred_boxes.tensor.tolist()} <= selected
 
 
+def test_what_lies_in_the_boxes_counts_where_it_is_asked_for(cfg):
+    """It is part of what the aggregation takes, of key frames and references alike, and learns."""
+    cfg.MODEL.DENSE.POOLER_RESOLUTION = 3
+    model = build(cfg)
+    with_boxes = extracted(model).proposals.cls_features
+    bias = model.box_features.project.bias
+    with torch.no_grad():
+        model.box_features.project.weight.zero_()
+        bias.fill_(1.0)
+    torch.testing.assert_close(extracted(model).proposals.cls_features.mean() - 1, plain_mean(model))
+    assert not torch.allclose(with_boxes.mean(), plain_mean(model))
+    losses_of(model.train(), [training_clip(1)])["loss_rescoring"].backward()
+    assert bias.grad.any()
+    cfg.merge_from_list(SINGLE)
+    assert build(cfg).box_features is None, "nothing would take it"
+
+
+def plain_mean(model: TemporalDense) -> torch.Tensor:
+    """The mean of the selected predictions' tower features alone."""
+    own, model.box_features = model.box_features, None
+    mean = extracted(model).proposals.cls_features.mean()
+    model.box_features = own
+    return mean
+
+
 def test_no_maps_are_kept_of_a_frame(cfg):
     """What a frame leaves behind is a few predictions, whatever the image's size."""
     frame = extracted(build(cfg))
