@@ -59,7 +59,8 @@ def test_what_lies_in_the_boxes_counts_where_it_is_asked_for(cfg):
     with torch.no_grad():
         model.box_features.project.weight.zero_()
         bias.fill_(1.0)
-    torch.testing.assert_close(extracted(model).proposals.cls_features.mean() - 1, plain_mean(model))
+    with_ones = extracted(model).proposals.cls_features.mean()
+    torch.testing.assert_close(with_ones - 1, plain_mean(model))
     assert not torch.allclose(with_boxes.mean(), plain_mean(model))
     losses_of(model.train(), [training_clip(1)])["loss_rescoring"].backward()
     assert bias.grad.any()

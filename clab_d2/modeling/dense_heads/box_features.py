@@ -1,4 +1,4 @@
-"""What lies in the boxes of selected predictions, beside what the towers hold at their positions."""
+"""What lies in the boxes of selected predictions, beside the towers' features at one position."""
 
 from __future__ import annotations
 
