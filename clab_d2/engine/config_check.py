@@ -92,7 +92,8 @@ def _check_names(cfg: CfgNode) -> None:
     if meta_architecture.__module__.startswith("detectron2."):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r} takes images, not clips; take "
-            "TemporalRCNN, which is a single-frame detector where MODEL.AGGREGATION is empty"
+            "TemporalRCNN or, of one stage, TemporalDense; each is a single-frame detector where "
+            "MODEL.AGGREGATION is empty"
         )
     # Its own way of dealing with clips is free to it, but a loader must know what it needs.
     for attribute in ("needs_references", "needs_reference_truth"):
