@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -33,6 +34,8 @@ def import_command(command: Command) -> ModuleType:
     Raises:
         ImportError: a library is missing, as one line.
     """
+    # Detectron2's own library says it when it is imported; nobody can act on it here.
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     module = importlib.import_module(f"clab_d2_cli.tools.{command.module}")
     if module.__doc__:
         text = module.__doc__

@@ -92,7 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="enlarge what is drawn by this (default: small videos, until labels are readable)",
     )
     parser.add_argument(
-        "--colour-by", choices=("class", "track"), default="class", help="what a colour stands for"
+        "--colour-by",
+        choices=("class", "track"),
+        help="what a colour stands for (default: class; with --track, track)",
     )
     parser.add_argument(
         "--show",
@@ -181,7 +183,8 @@ def detect(
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
     progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
-    style = DrawStyle(args.colour_by, tuple(args.show), args.line_width, args.text_scale)
+    colour_by = args.colour_by or ("track" if args.track else "class")
+    style = DrawStyle(colour_by, tuple(args.show), args.line_width, args.text_scale)
     mode = "online" if args.online else "offline"
     track = args.track or False
     results = detector.detect(

@@ -43,7 +43,7 @@ from clab_d2.video.command_line import (
     set_up,
 )
 from clab_d2.video.tracks import TRACKERS
-from clab_d2.visualization import DetectionDrawer, readable_scale
+from clab_d2.visualization import DetectionDrawer, DrawStyle, readable_scale
 
 EXIT_SOME_FAILED = 1
 EXIT_STOPPED = 130
@@ -109,11 +109,12 @@ def detect_one(
             source, mode, track=track, appearance=args.appearance, shots=args.shots or None
         )
         stack.callback(results.close)
+        style = DrawStyle(colour_by="track" if args.track else "class")
         for result in results:
             writer.write(result)
             if drawing is not None:
                 scale = readable_scale(*result.image.shape[:2])
-                drawing.write(result.draw(args.score_threshold, scale))
+                drawing.write(result.draw(args.score_threshold, scale, style))
 
 
 def drawn_path(output: Path) -> Path:

@@ -50,6 +50,7 @@ SCRIPTS = {
     "datasets/make_mini_vid.py": "tests/datasets/test_mini_vid_generator.py",
     "docs/scripts/measure_parity.py": "tests/test_golden_detections.py",
     "docs/scripts/measure_postprocessing.py": "tests/docs/test_measure_postprocessing.py",
+    "docs/scripts/make_moving_picture.py": "tests/docs/test_make_moving_picture.py",
     "docs/scripts/measure_stream.py": None,  # measures speed, for docs/performance.md
     "docs/scripts/draw_architecture.py": None,  # draws a figure of the docs
     "docs/scripts/draw_method.py": "tests/docs/test_method.py",

@@ -21,6 +21,7 @@ import clab_d2.video
 from clab_d2.data import build_vid_test_loader
 from clab_d2.engine.launch import load_config
 from clab_d2.evaluation import Detections, GroundTruth, VIDEvaluator
+from clab_d2.visualization import DrawStyle
 
 demo = import_tool("demo")
 
@@ -63,14 +64,18 @@ def test_a_video_in_a_video_out(
 
 @pytest.mark.parametrize("method", ["bytetrack", "botsort"])
 def test_tracks_are_drawn_and_post_processing_comes_first(
-    method: str, config_file: str, options: list[str], tmp_path: Path
-) -> None:
+    method: str, config_file: str, options: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """The detector knows nothing, so that scores are low: what matters is that all of it runs."""
     clip = encode(tmp_path / "in.mp4", moving_pictures(5, 64, 96))
     options = [*options, "TEST.POSTPROCESS.NAME", "seq_nms"]
     out = tmp_path / "out.mp4"
+    styles: list[DrawStyle] = []
+    monkeypatch.setattr(demo, "DrawStyle", lambda *a: styles.append(DrawStyle(*a)) or styles[-1])
     assert run(config_file, options, "--input", clip, "--output", out, "--track", method) == 0
     assert len(play(out)) == 5
+    assert styles[0].colour_by == "track"
     with pytest.raises(SystemExit):
         run(config_file, options, "--input", clip, "--output", out, "--track", "best")
 
