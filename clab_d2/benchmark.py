@@ -1,20 +1,23 @@
-"""Speed and memory of temporal detectors, measured side by side on one made-up video.
+"""Speed and memory of temporal detectors, measured side by side on one video.
 
-Weights and frames are random: what a detector costs does not depend on what it sees. The variants
-take turns at every key frame, so that a machine that slows down slows them alike.
+By default weights and frames are random: what a detector costs hardly depends on what it sees. The
+variants take turns at every key frame, so that a machine that slows down slows them alike.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -23,6 +26,8 @@ from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
 from clab_d2.data.reference_sampling import AdaptiveReferences
+from clab_d2.data.video_frames import VideoFrameReader
+from clab_d2.engine.checkpointer import VIDCheckpointer
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.modeling import TemporalDetector, prepare_for_inference
 from clab_d2.modeling.plain import build_plain, plain_temporal_roi_align
@@ -55,12 +60,20 @@ class Setting:
         size: (height, width) of the frames.
         num_references: references of a key frame, itself not counted.
         length: frames of the video.
+        clip: a video file whose frames are taken, resized; made-up ones by default.
+        weights: what the detector starts from (``MODEL.WEIGHTS``); the rest, or all, is random.
+        cpu_time: count the seconds that the process computed, on all its threads, instead of those
+            that passed, as where other work runs on the machine; take one thread then, as threads
+            that wait for each other count as well.
     """
 
     cfg: CfgNode
     size: tuple[int, int]
     num_references: int
     length: int = 0
+    clip: Path | None = None
+    weights: str = ""
+    cpu_time: bool = False
 
     @functools.cached_property
     def references(self) -> list[int]:
@@ -78,7 +91,7 @@ class Setting:
             raise ConfigError(f"a video of {self.num_frames} frames is too short for {count} keys")
         return frames[:count]
 
-    def clip(self, frame: int, variant: str) -> Clip:
+    def key_clip(self, frame: int, variant: str) -> Clip:
         """A key frame as the loader gives it to a variant."""
         own = variant == SINGLE
         entering: set[int] = set()
@@ -95,34 +108,57 @@ class Setting:
         }
 
     def image(self, frame: int) -> torch.Tensor:
+        """(3, H, W), in INPUT.FORMAT's channel order."""
+        if self.clip is not None:
+            return _clip_frame(self.clip, frame, self.size, self.cfg.INPUT.FORMAT)
         generator = torch.Generator().manual_seed(frame)
         return torch.randint(0, 256, (3, *self.size), generator=generator, dtype=torch.uint8)
 
 
-def build(cfg: CfgNode, variant: str) -> TemporalDetector:
-    """A variant with random weights, which are the same for all of them.
+@functools.lru_cache(maxsize=1)
+def _reader(clip: Path) -> VideoFrameReader:
+    return VideoFrameReader(clip)
+
+
+def _clip_frame(clip: Path, frame: int, size: tuple[int, int], image_format: str) -> torch.Tensor:
+    """A frame of a video file, which starts again where it ends."""
+    reader = _reader(clip)
+    rgb = cv2.resize(reader.read(frame % len(reader)), size[::-1])
+    ordered = rgb[..., ::-1] if image_format == "BGR" else rgb
+    return torch.from_numpy(ordered.transpose(2, 0, 1).copy())
+
+
+def build(setting: Setting, variant: str) -> TemporalDetector:
+    """A variant with the setting's weights; random ones are the same for all variants.
 
     The plain one stays as it was built; the others are prepared for
     inference by ``TEST.OPTIMIZE`` and ``TEST.COMPILE``.
     """
-    cfg = cfg.clone()
+    cfg = setting.cfg.clone()
     cfg.defrost()
     if variant == SINGLE:
         places = cfg.MODEL.AGGREGATION
         places.update(dict.fromkeys(places, ""))
     torch.manual_seed(0)
-    if variant == PLAIN:
-        return build_plain(cfg).eval()
-    return prepare_for_inference(build_model(cfg), cfg)
+    model = (build_plain if variant == PLAIN else build_model)(cfg).eval()
+    if setting.weights:
+        VIDCheckpointer(model, purpose="train").load(setting.weights)
+    return model if variant == PLAIN else prepare_for_inference(model, cfg)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of a call, the accelerator's work included."""
+def seconds(run: Callable[[], object], cpu_time: bool = False) -> float:
+    """How long a call takes, the accelerator's work included.
+
+    Args:
+        run: the call.
+        cpu_time: count what the process computed, see :class:`Setting`.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
     _synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     _synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _synchronize() -> None:
@@ -156,7 +192,7 @@ def compare(setting: Setting, num_keys: int, num_plain: int) -> Comparison:
         num_plain: how many of these the plain way does, too.
     """
     variants = [SINGLE, OURS, *([PLAIN] if num_plain else [])]
-    models = {variant: build(setting.cfg, variant) for variant in variants}
+    models = {variant: build(setting, variant) for variant in variants}
     if not models[OURS].aggregates:
         raise ConfigError(
             "a single-frame detector has nothing to compare; take a config with SELSA or "
@@ -164,13 +200,13 @@ def compare(setting: Setting, num_keys: int, num_plain: int) -> Comparison:
         )
     result = Comparison({variant: [] for variant in variants})
     warm_up, *keys = setting.key_frames(num_keys + 1)
-    models[OURS]([setting.clip(0, OURS)])
+    models[OURS]([setting.key_clip(0, OURS)])
     for number, key in enumerate([warm_up, *keys]):
         for variant in variants:
             if variant == PLAIN and not 0 < number <= num_plain:
                 continue
-            clip = setting.clip(key, variant)
-            taken = seconds(lambda m=models[variant], c=clip: m([c]))
+            clip = setting.key_clip(key, variant)
+            taken = seconds(lambda m=models[variant], c=clip: m([c]), setting.cpu_time)
             if number > 0:
                 result.seconds[variant].append(taken)
     return result
@@ -206,7 +242,7 @@ def agreement(setting: Setting, num_rois: int = 150) -> Agreement | None:
     cfg = setting.cfg.clone()
     cfg.defrost()
     cfg.TEST.OPTIMIZE, cfg.TEST.PRECISION = False, "fp32"
-    model = build(cfg, OURS)
+    model = build(dataclasses.replace(setting, cfg=cfg), OURS)
     heads = model.roi_heads
     module = heads.roi_aggregation
     if module is None or len(heads.in_features) != 1:
@@ -243,13 +279,15 @@ def agreement(setting: Setting, num_rois: int = 150) -> Agreement | None:
 
 def stages(setting: Setting, num_keys: int) -> dict[str, float]:
     """Seconds of each part of the temporal detector at a key frame, medians of some."""
-    model = build(setting.cfg, OURS)
+    model = build(setting, OURS)
     taken: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             results: list[Any] = []
-            taken[name] += seconds(lambda: results.append(function(*args, **kwargs)))
+            taken[name] += seconds(
+                lambda: results.append(function(*args, **kwargs)), setting.cpu_time
+            )
             return results[0]
 
         return run
@@ -257,14 +295,14 @@ def stages(setting: Setting, num_keys: int) -> dict[str, float]:
     for path, name in STAGES.items():
         *parents, attribute = path.split(".")
         owner: Any = functools.reduce(lambda o, part: getattr(o, part, None), parents, model)
-        if owner is not None:
+        if hasattr(owner, attribute):
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
-    model([setting.clip(0, OURS)])
+    model([setting.key_clip(0, OURS)])
     rows = []
     for number, key in enumerate(setting.key_frames(num_keys + 1)):
         taken.clear()
-        clip = setting.clip(key, OURS)
-        total = seconds(lambda c=clip: model([c]))
+        clip = setting.key_clip(key, OURS)
+        total = seconds(lambda c=clip: model([c]), setting.cpu_time)
         taken["the rest"] = total - sum(taken.values())
         if number > 0:
             rows.append(dict(taken))
@@ -278,15 +316,15 @@ def scaling(settings: Sequence[Setting], num_keys: int) -> list[tuple[float, flo
     """
     runs = []
     for setting in settings:
-        models = {variant: build(setting.cfg, variant) for variant in (SINGLE, OURS)}
+        models = {variant: build(setting, variant) for variant in (SINGLE, OURS)}
         runs.append((setting, models, {SINGLE: [], OURS: []}))
         _fill_memory(models[OURS], setting)
     for number in range(num_keys + 1):
         for setting, models, taken in runs:
             key = setting.key_frames(num_keys + 1)[number]
             for variant, model in models.items():
-                clip = setting.clip(key, variant)
-                one = seconds(lambda m=model, c=clip: m([c]))
+                clip = setting.key_clip(key, variant)
+                one = seconds(lambda m=model, c=clip: m([c]), setting.cpu_time)
                 if number > 0:
                     taken[variant].append(one)
     return [(_median(taken[SINGLE]), _median(taken[OURS])) for _, _, taken in runs]
@@ -294,7 +332,7 @@ def scaling(settings: Sequence[Setting], num_keys: int) -> list[tuple[float, flo
 
 @torch.no_grad()
 def _fill_memory(model: TemporalDetector, setting: Setting) -> None:
-    clip = setting.clip(0, OURS)
+    clip = setting.key_clip(0, OURS)
     only = {
         **clip,
         "images": {0: setting.image(0)},
@@ -324,7 +362,7 @@ def peak_memory(setting: Setting, variant: str) -> dict[str, float]:
 
 
 def _peak_memory(setting: Setting, variant: str) -> dict[str, float]:
-    model = build(setting.cfg, variant)
+    model = build(setting, variant)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     on_gpu = model.device.type == "cuda"
     if on_gpu:
@@ -333,9 +371,9 @@ def _peak_memory(setting: Setting, variant: str) -> dict[str, float]:
     else:
         before = resident_bytes()
     if variant == OURS:
-        model([setting.clip(0, OURS)])
+        model([setting.key_clip(0, OURS)])
     for key in setting.key_frames(2):
-        model([setting.clip(key, variant)])
+        model([setting.key_clip(key, variant)])
     after = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes()
     return {"weights": weights / 2**20, "peak": (after - before) / 2**20}
 
@@ -371,7 +409,7 @@ def _training_step(setting: Setting, plain: bool, num_steps: int) -> dict[str, f
         model.zero_grad()
 
     step()
-    taken = [seconds(step) for _ in range(num_steps)]
+    taken = [seconds(step, setting.cpu_time) for _ in range(num_steps)]
     after = torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes()
     return {"s a step": _median(taken), "peak MiB": (after - before) / 2**20}
 

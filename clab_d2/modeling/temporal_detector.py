@@ -84,7 +84,8 @@ class TemporalDetector(nn.Module, ABC):
             contrastive_branch: the training branch; None trains without it.
             pixel_mean, pixel_std: normalisation, one number a channel.
             frames_per_batch: at test, frames that go through the backbone together.
-            precision: at test, "fp32", or "bf16" or "fp16" for autocast.
+            precision: at test, "fp32", or "bf16" or "fp16" for autocast, or "auto" (bf16 where
+                the device has units for it).
             vis_period: iterations between two pictures of a training clip; 0 draws none.
             input_format: channel order of the images, "RGB" or "BGR".
         """

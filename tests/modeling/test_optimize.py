@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from clab_d2.layers import numba_support
 from clab_d2.modeling import TimmBackbone
-from clab_d2.modeling.optimize import fold_batch_norms, prepare_for_inference, to_channels_last
+from clab_d2.modeling.optimize import (
+    autocast_to,
+    fold_batch_norms,
+    precision_on,
+    prepare_for_inference,
+    to_channels_last,
+)
 
 
 def randomise_batch_norms(model: nn.Module) -> None:
@@ -164,6 +170,36 @@ def test_mixed_precision_finds_about_the_same(config, name, precision, compiled,
         assert len(actual) > 0
         torch.testing.assert_close(actual.scores.max(), expected.scores.max(), atol=0.02, rtol=0)
     assert set(seen) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "avx512_f": True, "l1d_cache_size": 32768}, "fp32"),
+    ],
+)
+def test_auto_is_what_the_cpu_has_units_for(capabilities, expected, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert precision_on("auto", cpu) == expected
+    assert precision_on("fp16", cpu) == "fp16"
+    with autocast_to("auto", cpu):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[expected]
+
+
+def test_auto_where_pytorch_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert precision_on("auto", torch.device("cpu")) == "fp32"
+    assert precision_on("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_auto_is_what_the_gpu_has_units_for(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_on("auto", torch.device("cuda")) == expected
 
 
 def test_proposals_are_chosen_in_single_precision(config):

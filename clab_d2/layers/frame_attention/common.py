@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clab_d2.layers.matrix_product import row_products
 from clab_d2.layers.roi_pooling import BinInterpolation
 
 
@@ -77,9 +78,9 @@ def embed_map(rows: Tensor, weight: Tensor) -> Tensor:
     # Not in fp16, which holds an embedding but perhaps not its part at one offset.
     dtype = torch.float32 if rows.dtype == torch.float16 else rows.dtype
     precise = torch.promote_types(dtype, torch.float32)
-    kernel = weight.permute(1, 2, 3, 0).flatten(1).to(dtype)
+    kernel = weight.permute(2, 3, 0, 1).flatten(0, 2).to(dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        return (rows.to(dtype) @ kernel).to(precise).view(len(rows), 9, -1)
+        return row_products(rows.to(dtype), kernel).to(precise).view(len(rows), 9, -1)
 
 
 def power_of_two_near_norm(embedded: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clab_d2.layers.matrix_product import row_products
+
 # Added to norms before dividing, as the release does.
 NORM_EPS = 1e-10
 # Reference positions searched at a time: large enough for an efficient product, small enough for
@@ -69,7 +71,7 @@ def search_by_tiles(
         values = bin_norms.new_full(shape, -torch.inf)
         positions = torch.zeros(shape, dtype=torch.long, device=values.device)
         for start in range(0, len(rows), tile):
-            correlation = key_rows @ rows[start : start + tile].T
+            correlation = row_products(key_rows, rows[start : start + tile])
             values, positions = merge(correlation, start, values, positions)
         found.append(MostSimilar(positions, values / (bin_norms[:, None] + NORM_EPS)))
     return found
