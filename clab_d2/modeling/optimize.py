@@ -35,8 +35,8 @@ def precision_on(precision: str, device: torch.device) -> str:
 def has_bf16_units(device: torch.device) -> bool:
     """Whether a device multiplies bf16 matrices faster than single precision ones.
 
-    GPUs of Nvidia do from Ampere on. Of a CPU PyTorch knows its instructions (AVX-512 BF16, AMX,
-    Arm's BF16) from version 2.10 on; earlier ones, and other devices, count as having none.
+    GPUs of Nvidia do from Ampere on. Of a CPU PyTorch tells its instructions (AVX-512 BF16, AMX,
+    Arm's BF16); old versions don't, and there, as on other devices, none are counted on.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
