@@ -47,8 +47,12 @@ def row_products(rows: Tensor, others: Tensor) -> Tensor:
     Returns:
         (P, Q), contiguous.
     """
-    size = rows.shape[0] * rows.shape[1] * others.shape[0]
-    if size < WORTH_TRYING or rows.device.type != "cpu" or rows.dtype != torch.float32:
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return _by_product(rows, others)
+    # A graph that is being recorded has no place for tries.
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return _by_product(rows, others)
+    if rows.shape[0] * rows.shape[1] * others.shape[0] < WORTH_TRYING:
         return _by_product(rows, others)
     key = _kind(rows, others)
     if key not in _fastest:

@@ -65,6 +65,9 @@ def plain_temporal_roi_align(
 class PlainTemporalRoIAlign(TemporalRoIAlign):
     """:class:`TemporalRoIAlign` by :func:`plain_temporal_roi_align`."""
 
+    def encode_map(self, feature: Tensor) -> None:
+        """Nothing is kept."""
+
     def forward(
         self,
         roi_features: Tensor,
