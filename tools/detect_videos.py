@@ -4,6 +4,7 @@
     tools/detect_videos.py --weights model_final.pth --input videos/ --output results/
     tools/detect_videos.py --weights W --input videos/ --output results/ --format cvat --draw
     tools/detect_videos.py ... --part 2/4       (the second of four processes or machines)
+    tools/detect_videos.py ... --ray auto       (all machines of a Ray cluster)
 
 --input is a folder: each video file in it, and each folder of pictures, at any depth, is a video.
 clip.mp4 gives clip.mp4.json. A video whose result is there is passed over; one that can't be
@@ -13,28 +14,19 @@ read is told, and does not stop the others. Exit status: 0 all done, 1 some fail
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from clab_d2.engine.launch import add_key_value_option, exit_status, one_line
-from clab_d2.engine.plugins import add_import_option, import_plugins
+from clab_d2.engine.launch import add_key_value_option, exit_status
+from clab_d2.engine.plugins import add_import_option
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.video import (
-    FORMATS,
-    VideoDetector,
-    find_videos,
-    open_detections,
-    open_video,
-    open_writer,
-)
+from clab_d2.video import FORMATS, find_videos
 from clab_d2.video.command_line import (
     add_appearance,
     add_score_threshold,
@@ -42,8 +34,10 @@ from clab_d2.video.command_line import (
     check_score_threshold,
     set_up,
 )
+from clab_d2.video.many_videos import DetectionJob
+from clab_d2.video.ray_workers import detect_each_on_ray
 from clab_d2.video.tracks import TRACKERS
-from clab_d2.visualization import DetectionDrawer, DrawStyle, readable_scale
+from clab_d2.visualization import DetectionDrawer
 
 EXIT_SOME_FAILED = 1
 EXIT_STOPPED = 130
@@ -67,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_shots(parser)
     parser.add_argument("--track", choices=sorted(TRACKERS), help="follow objects by this method")
     add_appearance(parser)
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="share out over a Ray cluster: auto, ray://..., or local"
+    )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N processes")
     add_import_option(parser)
     add_key_value_option(parser)
@@ -83,43 +80,6 @@ def videos_of_part(videos: Sequence[Path], part: str) -> list[Path]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--part is {part}; write I/N with I from 1 to N, such as 2/4")
     return list(videos[int(match[1]) - 1 :: int(match[2])])
-
-
-def detect_one(
-    args: argparse.Namespace, detector: VideoDetector, video: Path, output: Path
-) -> None:
-    """Write one video's results.
-
-    Raises:
-        DataError: it can't be read, or its results can't be written.
-    """
-    with open_video(video) as source, ExitStack() as stack:
-        writer = stack.enter_context(
-            open_detections(
-                output, args.format, source.name, detector.class_names, args.score_threshold
-            )
-        )
-        drawing = None
-        if args.draw:
-            # Finished before the result file, which says that all of the video is done.
-            drawing = stack.enter_context(open_writer(drawn_path(output), source.fps))
-        mode = "online" if args.online else "offline"
-        track = args.track or False
-        results = detector.detect(
-            source, mode, track=track, appearance=args.appearance, shots=args.shots or None
-        )
-        stack.callback(results.close)
-        style = DrawStyle(colour_by="track" if args.track else "class")
-        for result in results:
-            writer.write(result)
-            if drawing is not None:
-                scale = readable_scale(*result.image.shape[:2])
-                drawing.write(result.draw(args.score_threshold, scale, style))
-
-
-def drawn_path(output: Path) -> Path:
-    """``clip.mp4.json`` -> ``clip.mp4.drawn.mp4``."""
-    return output.with_name(f"{output.stem}.drawn.mp4")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,21 +100,31 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.draw:
         DetectionDrawer()  # needs a package of an extra
-    import_plugins(args.imports)
-    detector = VideoDetector.from_file(args.weights, options=args.opts)
-    failed = []
+    job = DetectionJob(
+        weights=args.weights,
+        options=args.opts,
+        imports=args.imports,
+        format=args.format,
+        score_threshold=args.score_threshold,
+        draw=args.draw,
+        mode="online" if args.online else "offline",
+        track=args.track or False,
+        appearance=args.appearance,
+        shots=args.shots or None,
+    )
+    todo = {video: outputs[video] for video in left}
+    each = detect_each_on_ray(job, todo, args.ray) if args.ray else job.detect_each(todo)
+    failed = 0
     try:
-        with logging_redirect_tqdm([logging.getLogger("clab_d2")]):
-            for video in tqdm(left, unit="video"):
-                try:
-                    detect_one(args, detector, video, outputs[video])
-                except Exception as error:  # whatever it is, the next video may be well
-                    failed.append(video)
-                    tqdm.write(f"failed: {one_line(error)}", file=sys.stderr)
+        with contextlib.closing(each):
+            for _, failure in tqdm(each, total=len(todo), unit="video"):
+                if failure is not None:
+                    failed += 1
+                    tqdm.write(f"failed: {failure}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next video", file=sys.stderr)
         return EXIT_STOPPED
-    print(f"{len(left) - len(failed)} videos written to {args.output}, {len(failed)} failed")
+    print(f"{len(left) - failed} videos written to {args.output}, {failed} failed")
     return EXIT_SOME_FAILED if failed else 0
 
 
