@@ -107,6 +107,14 @@ setup(
         "shots": ["scenedetect>=0.7.2"],
         # tools/serve.py, the page in the browser.
         "web": ["gradio>=6.31.0,<7"],
+        # tools/export_model.py, and what runs its models.
+        "export": [
+            "onnx>=1.23.2",
+            "onnxscript>=0.7.2",
+            "onnxruntime>=1.23.2",
+            "openvino>=2026.4.1",
+            "nncf>=3.4.0",
+        ],
         # Compiled loops for Temporal RoI Align on the CPU; without them it is slower.
         "fast": ["numba>=0.60"],
         # ImageNet weights that the configs of Mini VID start from; a file, nothing to import.

@@ -80,6 +80,11 @@ def find_version(requirement: Requirement) -> str | None:
     return UNKNOWN
 
 
+def is_complete() -> bool:
+    """Whether every library that the package needs is there, old or new."""
+    return all(find_version(item) is not None for item in REQUIREMENTS)
+
+
 def check_requirements(found: Mapping[str, str | None] | None = None) -> None:
     """Refuse to go on without the libraries that the package needs.
 

@@ -7,14 +7,18 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
 
 from clab_d2.errors import ConfigError
 from clab_d2.optional import import_optional
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+
+    from clab_d2.runtime.instances import ArrayInstances
 
 __all__ = [
     "DetectionDrawer",
@@ -176,7 +180,7 @@ class DetectionDrawer:
     def draw(
         self,
         image: np.ndarray,
-        instances: Instances,
+        instances: Instances | ArrayInstances,
         class_names: Sequence[str] | None = None,
         score_threshold: float = 0.5,
         scale: float = 1,
@@ -201,15 +205,17 @@ class DetectionDrawer:
         if not len(found):
             return canvas
         # Small boxes last, so that a large one does not hide them.
-        found = found[found.pred_boxes.area().argsort(descending=True, stable=True)]
+        found = found[np.argsort(-np.asarray(found.pred_boxes.area()), kind="stable")]
         short_side = min(canvas.shape[:2])
         line_width = self.style.line_width or max(1, round(short_side / 240))
-        boxes = found.pred_boxes.tensor.numpy().astype(np.float64) * scale
+        boxes = np.asarray(found.pred_boxes.tensor).astype(np.float64) * scale
         # What is not finite has no place; edges beyond the frame stay so, but not by millions.
         limit = np.array([*canvas.shape[1::-1]] * 2) + 2 * line_width + 4
         boxes = np.clip(np.nan_to_num(boxes), -2 * line_width - 4, limit)
-        tracks = found.track_ids.numpy() if found.has("track_ids") else np.full(len(found), -1)
-        classes = found.pred_classes.numpy()
+        tracks = np.full(len(found), -1)
+        if found.has("track_ids"):
+            tracks = np.asarray(found.track_ids)
+        classes = np.asarray(found.pred_classes)
         numbers = tracks if self.style.colour_by == "track" else classes
         lookup = np.where(numbers >= 0, numbers % _NUM_COLOURS, _NUM_COLOURS)
         detections = self._sv.Detections(xyxy=boxes, class_id=classes)
@@ -257,7 +263,7 @@ def _drawer(style: DrawStyle) -> DetectionDrawer:
 
 def draw_detections(
     image: np.ndarray,
-    instances: Instances,
+    instances: Instances | ArrayInstances,
     class_names: Sequence[str] | None = None,
     score_threshold: float = 0.5,
     scale: float = 1,

@@ -7,8 +7,9 @@
     tools/demo.py --weights W --input 0 --output camera.mp4       (Ctrl-C ends and keeps it)
     tools/demo.py --weights W --config-file C ...
 
---weights is what a training wrote (.pth or .safetensors), which is enough; it may come from a
-stranger. Other weights need the config that they are for.
+--weights is what a training wrote (.pth or .safetensors), which is enough, or the folder of an
+exported model (docs/export.md), which needs no PyTorch; both may come from a stranger. Other
+weights need the config that they are for.
 
 --input is a video file, a folder of frames, a picture, or a camera (its number or /dev/video0);
 --output is an .mp4, or a folder for JPEGs. A camera, and --online, use past frames only.
@@ -28,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from clab_d2.engine.launch import add_key_value_option, exit_status
+from clab_d2.engine.command_line import add_key_value_option, exit_status
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import (
@@ -43,6 +44,7 @@ from clab_d2.video import (
 )
 from clab_d2.video.command_line import (
     add_appearance,
+    add_runtime_option,
     add_score_threshold,
     add_shots,
     build_detector,
@@ -61,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", metavar="W", help="the trained model, see above")
+    add_runtime_option(parser)
     parser.add_argument(
         "--config-file", metavar="C", help="the model's config (default: the one that W carries)"
     )

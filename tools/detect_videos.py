@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clab_d2.engine.launch import add_key_value_option, exit_status
+from clab_d2.engine.command_line import add_key_value_option, exit_status
 from clab_d2.engine.plugins import add_import_option
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import FORMATS, find_videos

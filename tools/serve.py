@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clab_d2.engine.launch import add_key_value_option, exit_status, one_line
+from clab_d2.engine.command_line import add_key_value_option, exit_status, one_line
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError
 from clab_d2.optional import import_optional

@@ -7,7 +7,6 @@ the frames themselves: see :mod:`clab_d2.data.reference_schedule`.
 
 from __future__ import annotations
 
-import functools
 import random
 from abc import ABC, abstractmethod
 from numbers import Integral
@@ -15,6 +14,13 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 
+from clab_d2.data.reference_frames import (
+    adaptive_frames,
+    causal_frames,
+    check_frame,
+    fixed_frames,
+    fixed_reach,
+)
 from clab_d2.errors import ConfigError, PartError
 from clab_d2.registry import Registry
 
@@ -138,7 +144,7 @@ class RandomReferences(ReferenceSampling):
             rng: source of randomness; by default seeded from Python's global state, which each
                 data-loading worker has of its own.
         """
-        _check_frame(num_frames, key)
+        check_frame(num_frames, key)
         rng = random.Random(random.getrandbits(64)) if rng is None else rng
         frame_range = self.reach[0]
         before = range(max(key - frame_range, 0), key)
@@ -178,15 +184,7 @@ class AdaptiveReferences(ReferenceSampling):
 
     def frames(self, num_frames: int, key: int) -> list[int]:
         """``num`` + 1 frames, the key last. With ``num`` 1 the video's middle frame and the key."""
-        _check_frame(num_frames, key)
-        return [*_spread(num_frames, self.num), key]
-
-
-@functools.lru_cache(maxsize=256)
-def _spread(num_frames: int, num: int) -> tuple[int, ...]:
-    if num == 1:
-        return ((num_frames - 1) // 2,)
-    return tuple(round(i * (num_frames - 1) / (num - 1)) for i in range(num))
+        return adaptive_frames(num_frames, key, self.num)
 
 
 @REFERENCE_SAMPLING_REGISTRY.register(name="fixed")
@@ -212,7 +210,7 @@ class FixedStrideReferences(ReferenceSampling):
                 f"REFERENCES.NUM is {num}; fixed sampling takes half before and half after the "
                 "key frame, so it must be even"
             )
-        self.reach = (num // 2 * stride + stride - 1, num // 2 * stride)
+        self.reach = fixed_reach(num, stride)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, references: CfgNode) -> dict[str, Any]:
@@ -220,13 +218,7 @@ class FixedStrideReferences(ReferenceSampling):
 
     def frames(self, num_frames: int, key: int) -> list[int]:
         """``num`` + 1 frames in order, the key in the middle."""
-        _check_frame(num_frames, key)
-        each_side = self.num // 2
-        base = key - key % self.stride
-        steps = range(-each_side, each_side + 1)
-        window = [min(max(base + i * self.stride, 0), num_frames - 1) for i in steps]
-        window[each_side] = key
-        return window
+        return fixed_frames(num_frames, key, self.num, self.stride)
 
 
 @REFERENCE_SAMPLING_REGISTRY.register(name="causal")
@@ -254,12 +246,4 @@ class CausalReferences(ReferenceSampling):
 
     def frames(self, num_frames: int, key: int) -> list[int]:
         """``num`` + 1 frames in order, the key last."""
-        _check_frame(num_frames, key)
-        last = (key - 1) // self.stride * self.stride
-        window = [max(last - i * self.stride, 0) for i in range(self.num - 1, -1, -1)]
-        return [*window, key]
-
-
-def _check_frame(num_frames: int, key: int) -> None:
-    if not 0 <= key < num_frames:
-        raise ValueError(f"key frame {key} is not in a video of {num_frames} frames")
+        return causal_frames(num_frames, key, self.num, self.stride)

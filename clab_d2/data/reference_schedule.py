@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clab_d2.data.reference_sampling import ReferenceSampling
+from clab_d2.data.reference_frames import FrameChoice
 
 
 class ScheduledFrames(NamedTuple):
@@ -33,7 +33,7 @@ class ReferenceSchedule:
 
     def __init__(
         self,
-        sampling: ReferenceSampling | None,
+        sampling: FrameChoice | None,
         num_frames: int,
         key_frames: Sequence[int] | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class ReferenceSchedule:
 class StreamSchedule:
     """The schedule of an endless stream, every frame of which is a key frame in its turn."""
 
-    def __init__(self, sampling: ReferenceSampling | None) -> None:
+    def __init__(self, sampling: FrameChoice | None) -> None:
         """
         Args:
             sampling: has a reach, and none ahead; None for a single-frame detector.

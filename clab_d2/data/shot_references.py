@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from clab_d2.data.reference_sampling import ReferenceSampling
+from clab_d2.data.reference_frames import FrameChoice
 
 
-class ShotReferences(ReferenceSampling):
+class ShotReferences:
     """References of another method, which is given each shot as if it were a whole video.
 
     So the references of a key frame are those that it had if the video were cut into a file a shot.
@@ -19,13 +19,12 @@ class ShotReferences(ReferenceSampling):
             on: only those up to the key frame count for it then.
     """
 
-    def __init__(self, sampling: ReferenceSampling, first_frames: Sequence[int]) -> None:
+    def __init__(self, sampling: FrameChoice, first_frames: Sequence[int]) -> None:
         self.sampling = sampling
         self.first_frames = first_frames
-        self.is_random = sampling.is_random
         self.reach = sampling.reach
 
-    def frames(self, num_frames: int, key: int) -> list[int]:
+    def references(self, num_frames: int, key: int) -> list[int]:
         """The method's frames within the key frame's shot."""
         following = bisect_right(self.first_frames, key)
         first = self.first_frames[following - 1]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,9 @@ class VideoTable:
         self._sizes = np.array(
             [size for video in videos for size in video.sizes], dtype=np.int32
         ).reshape(-1, 2)
+        # Not above: who reads videos without PyTorch joins names by this module, too.
+        import torch
+
         self._bad = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """Run a tool's main function in the processes of a job, and tell mistakes in one line."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -15,6 +16,10 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
+from clab_d2._requirements import check_requirements
+
+check_requirements()  # most tools come in by this door
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
@@ -23,15 +28,34 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from clab_d2.data import register_datasets_from_config
+from clab_d2.engine.command_line import (
+    EXIT_USER_ERROR,
+    USER_ERRORS,
+    add_key_value_option,
+    exit_status,
+    one_line,
+    report_mistake,
+)
 from clab_d2.engine.config_file import find_config_file, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.engine.processes import start_processes
-from clab_d2.errors import ConfigError, DataError, DivergenceError
+from clab_d2.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-USER_ERRORS = (ConfigError, DataError, DivergenceError)
-EXIT_USER_ERROR = 2
+__all__ = [
+    "EXIT_USER_ERROR",
+    "USER_ERRORS",
+    "Main",
+    "add_key_value_option",
+    "argument_parser",
+    "exit_status",
+    "load_config",
+    "one_line",
+    "run",
+    "setup_process",
+]
+
 Main = Callable[[argparse.Namespace, CfgNode], Any]
 
 
@@ -44,33 +68,6 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     parser.set_defaults(dist_url="auto")
     add_import_option(parser)
     return parser
-
-
-def add_key_value_option(parser: argparse.ArgumentParser) -> None:
-    """Give a tool the option ``--opts KEY VALUE ...`` (``args.opts``)."""
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys to change; must come last",
-    )
-
-
-def exit_status(tool: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """Run a tool of one process; a mistake of the user's is printed as one line.
-
-    Args:
-        tool: does the work; returns an exit status, or None for 0.
-        args: its command line.
-
-    Returns:
-        Exit status: the tool's, or 2 for a mistake of the user's.
-    """
-    try:
-        return tool(args) or 0
-    except USER_ERRORS as error:
-        return _report(one_line(error))
 
 
 def setup_process(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -123,16 +120,16 @@ def run(main: Main, args: argparse.Namespace) -> int:
         except USER_ERRORS as error:
             if _wants_traceback():
                 raise
-            return _report(one_line(error))
+            return report_mistake(one_line(error))
         except ProcessExitedException as error:
             if not mistakes.empty():
-                return _report(mistakes.get())
+                return report_mistake(mistakes.get())
             return 128 - error.exit_code if error.exit_code < 0 else error.exit_code
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         except Exception:
             if not mistakes.empty():
-                return _report(mistakes.get())
+                return report_mistake(mistakes.get())
             raise
     return 128 + received[0] if received else 0
 
@@ -232,22 +229,6 @@ def _signals_passed_on() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of a user's mistake, without the traceback that a data loader's worker adds."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.replace("\\n", "\n")  # which our errors write out, PyTorch's message included
-    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    if "Original Traceback" in text:
-        return lines[-1].partition(": ")[2] or lines[-1]
-    return " ".join(line.strip() for line in lines)
-
-
-def _report(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return EXIT_USER_ERROR
 
 
 def _wants_traceback() -> bool:

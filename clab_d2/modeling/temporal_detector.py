@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ from clab_d2.modeling.part_results import (
     check_frame_tensors,
 )
 from clab_d2.modeling.reference_memory import FrameFeatures, ReferenceMemory, References
+
+if TYPE_CHECKING:
+    from clab_d2.modeling.export.base import ExportGraphs
 
 
 class TemporalDetector(nn.Module, ABC):
@@ -173,6 +176,17 @@ class TemporalDetector(nn.Module, ABC):
     @abstractmethod
     def detect(self, key: FrameFeatures, references: References) -> Instances:
         """Detections in one key frame, in pixels of the image that went through the backbone."""
+
+    def export_graphs(self) -> ExportGraphs:
+        """The detector as two graphs for other runtimes (docs/export.md).
+
+        Raises:
+            ConfigError: it has no such form, as by default, or one of its parts has none.
+        """
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {type(self).__name__} can't be exported; derive "
+            "export_graphs() for it"
+        )
 
     # ---------------------------------------------------------------- what the rest may ask
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -16,6 +16,9 @@ from clab_d2.modeling.frame_groups import joined_maps, same_size
 from clab_d2.modeling.reference_memory import FrameFeatures, References
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 from clab_d2.modeling.temporal_detector import TemporalDetector
+
+if TYPE_CHECKING:
+    from clab_d2.modeling.export.base import ExportGraphs
 
 
 @META_ARCH_REGISTRY.register()
@@ -116,6 +119,12 @@ class TemporalRCNN(TemporalDetector):
             (key.proposals,) = self._propose([key])
         (instances,), _ = self.roi_heads([key], [key.proposals], [references])
         return instances
+
+    def export_graphs(self) -> ExportGraphs:
+        """See :meth:`TemporalDetector.export_graphs`."""
+        from clab_d2.modeling.export.two_stage import export_two_stage
+
+        return export_two_stage(self)
 
 
 def _rpn_input(

@@ -6,10 +6,9 @@ import argparse
 import logging
 import warnings
 
-from detectron2.utils.logger import setup_logger
-
-from clab_d2.engine.config_file import load_config
+from clab_d2._requirements import check_requirements, is_complete
 from clab_d2.errors import ConfigError
+from clab_d2.runtime.sessions import RUNTIMES
 from clab_d2.video.detector import VideoDetector
 
 
@@ -47,6 +46,15 @@ def add_appearance(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runtime_option(parser: argparse.ArgumentParser) -> None:
+    """Give a tool the option ``--runtime NAME``, for exported models."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        help="what runs an exported model (default: the first that is installed)",
+    )
+
+
 def check_score_threshold(args: argparse.Namespace) -> None:
     """Raise a ConfigError where ``--score-threshold`` is no score."""
     if not 0 <= args.score_threshold <= 1:
@@ -56,14 +64,22 @@ def check_score_threshold(args: argparse.Namespace) -> None:
 def build_detector(args: argparse.Namespace) -> VideoDetector:
     """The detector of ``--weights``, by its own config or by that of ``--config-file``."""
     if not args.config_file:
-        return VideoDetector.from_file(args.weights, options=args.opts)
+        return VideoDetector.from_file(args.weights, options=args.opts, runtime=args.runtime)
+    check_requirements()
+    from clab_d2.engine.config_file import load_config
+
     options = [*args.opts, *(("MODEL.WEIGHTS", args.weights) if args.weights else ())]
     return VideoDetector(load_config(args.config_file, options, needs_datasets=False))
 
 
 def set_up() -> None:
     """The log, and what is not to be said: once, where a tool is the process's command."""
-    setup_logger(name="clab_d2")
+    if is_complete():
+        from detectron2.utils.logger import setup_logger
+
+        setup_logger(name="clab_d2")
+    else:  # an exported model runs without
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     # What Detectron2 calls by an old name works all the same; nobody can act on it here.
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="torch.meshgrid")

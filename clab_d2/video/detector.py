@@ -9,43 +9,29 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
-from detectron2.config import CfgNode
-from torch import nn
 
-from clab_d2.data.catalog import class_names as classes_of_datasets
-from clab_d2.data.catalog import numbered_classes, register_datasets_from_config
-from clab_d2.data.clip_augmentation import ClipAugmentation
+from clab_d2._requirements import check_requirements
 from clab_d2.data.prefetcher import Prefetcher
-from clab_d2.data.reference_sampling import (
-    CausalReferences,
-    FixedStrideReferences,
-    ReferenceSampling,
-    build_reference_sampling,
-)
 from clab_d2.data.reference_schedule import ReferenceSchedule, StreamSchedule
 from clab_d2.data.shot_finder import ShotFinder
 from clab_d2.data.shot_references import ShotReferences, shot_number
 from clab_d2.errors import ConfigError, DataError
-from clab_d2.postprocessing import (
-    PostProcessing,
-    build_postprocessing,
-    postprocess_instances,
-)
+from clab_d2.video.clip_model import ClipModel, Mode
 from clab_d2.video.result import FrameResult
 from clab_d2.video.shots import find_shots_of
 from clab_d2.video.sources import Source, Videos, VideoSource, each_video, open_video
 from clab_d2.video.tracks import Tracker
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
 
-#: Which frames may help a frame: see :meth:`VideoDetector.detect`.
-Mode = Literal["offline", "windowed", "online"]
+logger = logging.getLogger(__name__)
 
 # The model tells videos apart by these; unique, as several detectors may share a model.
 _video_ids = itertools.count(1)
@@ -96,22 +82,26 @@ class VideoDetector:
         model: nn.Module | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self.cfg = cfg.clone()
-        if model is None:
-            from clab_d2.engine.model_loading import load_model
+        check_requirements()
+        from clab_d2.video.pytorch_model import PyTorchClipModel
 
-            model, names_in_file = load_model(self.cfg)
-            class_names = class_names or names_in_file
-        self.model = model.eval()
-        self.class_names = list(class_names or _names_by_datasets(self.cfg))
+        clip_model = PyTorchClipModel(cfg, model, class_names)
+        self.cfg = clip_model.cfg
+        self.model = clip_model.model
+        self._take(clip_model)
+
+    def _take(self, clip_model: ClipModel) -> None:
+        self._clip_model = clip_model
+        self.class_names = clip_model.class_names
         self.unreadable_frames: list[int] = []
-        self._sampling: ReferenceSampling | None = None
-        if self.model.needs_references:
-            self._sampling = build_reference_sampling(self.cfg, is_train=False)
-        self._transform = ClipAugmentation.from_config(self.cfg, is_train=False).sample()
-        self._postprocessing = build_postprocessing(self.cfg)
-        self._pins_memory = any(parameter.is_cuda for parameter in self.model.parameters())
         self._run = 0
+
+    @classmethod
+    def of(cls, clip_model: ClipModel) -> VideoDetector:
+        """A detector by any model that takes clips, without ``cfg`` and ``model``."""
+        detector = cls.__new__(cls)
+        detector._take(clip_model)
+        return detector
 
     @classmethod
     def from_file(
@@ -120,27 +110,60 @@ class VideoDetector:
         *,
         device: str | None = None,
         options: Sequence[str] = (),
+        runtime: str | None = None,
     ) -> VideoDetector:
-        """The detector in a file that a training wrote (``model_final.pth`` or ``.safetensors``).
+        """The detector in a file that a training wrote (``model_final.pth`` or ``.safetensors``),
+        or in a folder that ``tools/export_model.py`` wrote.
 
-        The file is enough: no config, dataset or other file is read. It may come from a stranger:
-        it can't run code, import a module or have another file read (docs/checkpoints.md).
+        The file, or folder, is enough: no config, dataset or other file is read. It may come from a
+        stranger: it can't run code, import a module or have another file read
+        (docs/checkpoints.md, docs/export.md). A folder's needs neither PyTorch nor Detectron2, and
+        its detections are arrays under the names of ``Instances``.
 
         Args:
-            path: the file.
-            device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
-            options: KEY, VALUE, KEY, VALUE, ...: config keys to change.
+            path: the file or folder.
+            device: such as "cpu" or "cuda:1"; None takes a GPU where there is one (of a folder, the
+                CPU).
+            options: KEY, VALUE, KEY, VALUE, ...: config keys to change; a folder takes none.
+            runtime: of a folder, "onnxruntime" or "openvino"; None takes the first installed.
 
         Raises:
             DataError: one line, where the file can't be read, says nothing of its config, or holds
                 one that this version can't use.
-            ConfigError: one of the options can't be used.
+            ConfigError: one of the options can't be used, or no runtime is installed.
         """
+        if os.path.isdir(path):
+            return cls._from_folder(path, device, options, runtime)
+        if runtime is not None:
+            raise ConfigError(
+                f"runtime {runtime!r} is for exported models, and {path} is no folder of one; "
+                "tools/export_model.py makes one"
+            )
+        check_requirements()
         from clab_d2.engine.model_loading import load_model, read_detector
 
         cfg, content, card = read_detector(path, device=device, options=options)
         model, _ = load_model(cfg, content)
         return cls(cfg, model, card.class_names)
+
+    @classmethod
+    def _from_folder(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | None,
+        options: Sequence[str],
+        runtime: str | None,
+    ) -> VideoDetector:
+        from clab_d2.runtime.model import ExportedModel
+        from clab_d2.video.exported_model import ExportedClipModel
+
+        if options:
+            raise ConfigError(
+                f"{path}: an exported model takes no options ({options[0]}); export it anew with "
+                "them"
+            )
+        model = ExportedModel.load(path, runtime, device=device or "cpu")
+        return cls.of(ExportedClipModel(model))
 
     def detect(
         self,
@@ -197,7 +220,7 @@ class VideoDetector:
             Tracker(method, appearance=appearance)  # what is missing is told before the first frame
         if appearance:
             self._check_appearance(method)
-        find_shots = self.cfg.TEST.REFERENCES.FIND_SHOTS if shots is None else shots
+        find_shots = self._clip_model.finds_shots if shots is None else shots
         if find_shots:
             ShotFinder()
         return self._open_and_detect(source, _Choices(mode, method, appearance, find_shots))
@@ -205,7 +228,7 @@ class VideoDetector:
     def _check_appearance(self, method: str | None) -> None:
         if method is None:
             raise ConfigError("appearance serves tracks only: ask for these, too (--track)")
-        if getattr(self.model, "appearance", None) is None:
+        if not self._clip_model.has_appearance:
             raise ConfigError(
                 "the model has no embeddings that tell objects apart: track without appearance, or "
                 "train it with MODEL.CONTRASTIVE.ENABLED True MODEL.CONTRASTIVE.LOSS TrackContrast"
@@ -257,8 +280,9 @@ class VideoDetector:
         if choices.tracking is not None:
             tracker = Tracker(choices.tracking, source.fps, choices.appearance)
         results = self._detect(source, choices)
-        if self._postprocessing is not None and choices.mode != "online":
-            results = self._postprocessed(source, results, self._postprocessing)
+        method = self._clip_model.postprocessing
+        if method is not None and choices.mode != "online":
+            results = self._postprocessed(source, results, method)
         shot = 0
         with contextlib.closing(results):
             for result in results:
@@ -274,7 +298,7 @@ class VideoDetector:
         self,
         source: VideoSource,
         results: Generator[FrameResult, None, None],
-        method: PostProcessing,
+        method: Callable[[Sequence[Any]], list[Any]],
     ) -> Generator[FrameResult, None, None]:
         """Detect in all frames, then give them again; only detections are held meanwhile."""
         logger.info("%s: detecting in all frames before the first is given", source.name)
@@ -284,7 +308,7 @@ class VideoDetector:
         processed = [
             instances
             for _, shot in itertools.groupby(found, key=lambda result: result.shot)
-            for instances in postprocess_instances([result.instances for result in shot], method)
+            for instances in method([result.instances for result in shot])
         ]
         frames = _LookAheadReader(source, 0, self.unreadable_frames)
         image: np.ndarray | None = None
@@ -298,7 +322,7 @@ class VideoDetector:
     ) -> Generator[FrameResult, None, None]:
         run = self._run = next(_video_ids)
         self.unreadable_frames = []
-        sampling = self._sampling_for(choices.mode)
+        sampling = self._clip_model.sampling_for(choices.mode)
         finder: ShotFinder | None = None
         first_frames = [0]
         if choices.find_shots and choices.mode == "online":
@@ -325,19 +349,18 @@ class VideoDetector:
             # Read ahead, a frame would be old when its turn comes; nor must it wait for the next.
             batch_size = 1
         else:
-            batch_size = self.cfg.TEST.KEY_FRAMES_PER_BATCH
+            batch_size = self._clip_model.batch_size
             clips = Prefetcher(clips, ahead=batch_size + 1)
         with contextlib.closing(clips):
             while batch := list(itertools.islice(clips, batch_size)):
                 if run != self._run:
                     raise RuntimeError("a VideoDetector can detect in one video at a time")
-                with torch.no_grad():
-                    outputs = self.model([clip for _, clip in batch])
+                detected = self._clip_model.detect([clip for _, clip in batch])
                 results = [
-                    self._result(source, image, clip["frame_id"], first_frames, output)
-                    for (image, clip), output in zip(batch, outputs, strict=True)
+                    self._result(source, image, clip["frame_id"], first_frames, instances)
+                    for (image, clip), instances in zip(batch, detected, strict=True)
                 ]
-                del batch, outputs
+                del batch, detected
                 yield from results
         self.unreadable_frames.sort()
         if self.unreadable_frames:
@@ -354,30 +377,17 @@ class VideoDetector:
         image: np.ndarray,
         index: int,
         first_frames: Sequence[int],
-        output: dict[str, Any],
+        instances: Any,
     ) -> FrameResult:
         return FrameResult(
             image=image,
             index=index,
             timestamp=source.timestamp(index),
-            instances=output["instances"].to("cpu"),
+            instances=instances,
             class_names=self.class_names,
             video=source.name,
             shot=shot_number(first_frames, index),
         )
-
-    def _sampling_for(self, mode: Mode) -> ReferenceSampling | None:
-        """The config's sampling, unless the mode asks for another reach."""
-        sampling, references = self._sampling, self.cfg.TEST.REFERENCES
-        if sampling is None or mode == "offline":
-            return sampling
-        reach = sampling.reach
-        if mode == "windowed":
-            # What has a reach is a window already; "causal" is one of the past.
-            return FixedStrideReferences(self.cfg, references) if reach is None else sampling
-        if reach is not None and reach[1] == 0:
-            return sampling
-        return CausalReferences(self.cfg, references)
 
     def _clips(
         self,
@@ -404,22 +414,15 @@ class VideoDetector:
                 "file_name": f"{frames.source.name}#{key}",
                 "height": last_good.shape[0],
                 "width": last_good.shape[1],
-                "images": {i: self._tensor(frames.get(i)) for i in scheduled.entering},
+                "images": {i: self._prepared(frames.get(i)) for i in scheduled.entering},
                 "reference_frame_ids": scheduled.references,
                 "kept_frame_ids": scheduled.kept,
             }
             frames.forget_before(key + 1)
             yield last_good, clip
 
-    def _tensor(self, image: np.ndarray | None) -> torch.Tensor | None:
-        """Resize a frame as the evaluation path does: uint8 (3, H', W')."""
-        if image is None:
-            return None
-        if self.cfg.INPUT.FORMAT == "BGR":
-            image = image[:, :, ::-1]
-        resized = self._transform.for_size(*image.shape[:2]).apply_image(image)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return tensor.pin_memory() if self._pins_memory else tensor
+    def _prepared(self, image: np.ndarray | None) -> Any:
+        return None if image is None else self._clip_model.prepare(image)
 
 
 def _shown(
@@ -476,12 +479,3 @@ class _LookAheadReader:
                 self._unreadable.append(index)
                 logger.warning("left out: %s", error)
         return None
-
-
-def _names_by_datasets(cfg: CfgNode) -> list[str]:
-    """Names of the classes by the config's datasets, as far as these are there, else numbers."""
-    try:
-        register_datasets_from_config(cfg)
-    except (DataError, OSError) as error:
-        logger.warning("class names unknown: %s", error)
-    return classes_of_datasets(cfg) or numbered_classes(cfg)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from clab_d2.engine.launch import one_line
+from clab_d2.engine.command_line import one_line
 from clab_d2.engine.plugins import import_plugins
 from clab_d2.video.detector import Mode, VideoDetector
 from clab_d2.video.sources import open_video

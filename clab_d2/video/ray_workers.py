@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from clab_d2.engine.launch import USER_ERRORS, one_line
+from clab_d2.engine.command_line import USER_ERRORS, one_line
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.optional import import_optional
 from clab_d2.video.detector import VideoDetector

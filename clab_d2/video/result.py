@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from detectron2.structures import Instances
 
 from clab_d2.optional import import_optional
 from clab_d2.visualization import DrawStyle, draw_detections
 
 if TYPE_CHECKING:
     import supervision
+    from detectron2.structures import Instances
+
+    from clab_d2.runtime.instances import ArrayInstances
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,8 @@ class FrameResult:
         instances: N detections, on the CPU: ``pred_boxes`` (x1 y1 x2 y2 in pixels of ``image``),
             ``scores`` (0 to 1, falling), ``pred_classes``; with tracking ``track_ids``, int64 (N,),
             -1 for a box without a track; with appearance ``appearance``, (N, D) embeddings of
-            length 1.
+            length 1. Detectron2's ``Instances``; of an exported model
+            :class:`clab_d2.runtime.instances.ArrayInstances`, arrays under the same names.
         class_names: by class number.
         video: what the source is called; tells videos apart where several are detected in.
         shot: which shot of the video it is in, from 0; 0 where cuts are not looked for.
@@ -38,7 +41,7 @@ class FrameResult:
     image: np.ndarray
     index: int
     timestamp: float | None
-    instances: Instances
+    instances: Instances | ArrayInstances
     class_names: Sequence[str]
     video: str = "frames"
     shot: int = 0
@@ -72,12 +75,12 @@ class FrameResult:
         """
         sv = import_optional("supervision", "video", "FrameResult.to_supervision")
         found = self.instances
-        classes = found.pred_classes.numpy().astype(int)
+        classes = np.asarray(found.pred_classes).astype(int)
         names = np.array([self.class_names[index] for index in classes], dtype=str)
-        tracks = found.track_ids.numpy().astype(int) if found.has("track_ids") else None
+        tracks = np.asarray(found.track_ids).astype(int) if found.has("track_ids") else None
         return sv.Detections(
-            xyxy=found.pred_boxes.tensor.numpy().astype(np.float32, copy=True).reshape(-1, 4),
-            confidence=found.scores.numpy().astype(np.float32, copy=True),
+            xyxy=np.asarray(found.pred_boxes.tensor).astype(np.float32).reshape(-1, 4),
+            confidence=np.asarray(found.scores).astype(np.float32),
             class_id=classes,
             tracker_id=tracks,
             data={"class_name": names},

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from detectron2.structures import Instances
 
 from clab_d2.errors import ConfigError
 from clab_d2.optional import import_optional
+from clab_d2.runtime.instances import ArrayInstances
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+
+AnyInstances = TypeVar("AnyInstances", bound="Instances | ArrayInstances")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Tracker:
         self._numbers: dict[tuple[int, int], int] = {}
         self._given = itertools.count(1)
 
-    def update(self, instances: Instances, image: np.ndarray) -> Instances:
+    def update(self, instances: AnyInstances, image: np.ndarray) -> AnyInstances:
         """The detections of the next frame, with their tracks.
 
         Args:
@@ -100,9 +104,9 @@ class Tracker:
             The same detections in the same order, with ``track_ids``, int64 (N,): numbers from 1,
             each of one track of the video; -1 for a detection without a track.
         """
-        classes = instances.pred_classes.numpy()
-        boxes = instances.pred_boxes.tensor.detach().double().numpy().reshape(-1, 4)
-        scores = instances.scores.detach().double().numpy()
+        classes = np.asarray(instances.pred_classes)
+        boxes = np.asarray(instances.pred_boxes.tensor, dtype=np.float64).reshape(-1, 4)
+        scores = np.asarray(instances.scores, dtype=np.float64)
         frame = np.ascontiguousarray(image[:, :, ::-1]) if self._method.uses_frames else None
         track_ids = np.full(len(instances), -1, dtype=np.int64)
         # Also a class that is not in this frame: its tracks age.
@@ -112,7 +116,7 @@ class Tracker:
             tracker = self._by_class[class_index]
             rows = np.flatnonzero(classes == class_index)
             if self._appearance:
-                looks = instances.appearance.numpy()[rows] if len(rows) else np.zeros((0, 0))
+                looks = np.asarray(instances.appearance)[rows] if len(rows) else np.zeros((0, 0))
                 tracker.iou.begin(tracker, boxes[rows], scores[rows], looks)
             tracked = tracker.update(
                 self._supervision.Detections(
@@ -130,8 +134,8 @@ class Tracker:
                 for row, number in zip(tracked.data["row"], tracked.tracker_id, strict=True):
                     if number >= 0:
                         track_ids[row] = self._number(class_index, int(number))
-        result = Instances(instances.image_size, **instances.get_fields())
-        result.track_ids = torch.from_numpy(track_ids)
+        result = type(instances)(instances.image_size, **instances.get_fields())
+        result.track_ids = _like(instances, track_ids)
         return result
 
     def begin_shot(self) -> None:
@@ -151,3 +155,12 @@ class Tracker:
         if (class_index, number) not in self._numbers:
             self._numbers[class_index, number] = next(self._given)
         return self._numbers[class_index, number]
+
+
+def _like(instances: Instances | ArrayInstances, values: np.ndarray) -> Any:
+    """Values as instances of this kind hold them: arrays or tensors."""
+    if isinstance(instances, ArrayInstances):
+        return values
+    import torch
+
+    return torch.from_numpy(values)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from clab_d2.errors import ConfigError
 from clab_d2.registry import Registry
+
+if TYPE_CHECKING:
+    from clab_d2.modeling.export.base import ExportedRoIAggregation
 
 MAP_AGGREGATION_REGISTRY = Registry("MAP_AGGREGATION", "MODEL.AGGREGATION.MAPS")
 MAP_AGGREGATION_REGISTRY.__doc__ = """
@@ -170,6 +173,17 @@ class RoIAggregation(Aggregation, ABC):
         Returns:
             (R, C, S, S).
         """
+
+    def for_export(self) -> ExportedRoIAggregation:
+        """The same for other runtimes (docs/export.md).
+
+        Raises:
+            ConfigError: the method has no such form, as by default.
+        """
+        raise ConfigError(
+            f"MODEL.AGGREGATION.ROI_FEATURES {type(self).__name__} can't be exported; derive "
+            "for_export() for it"
+        )
 
 
 class BoxAggregation(Aggregation, ABC):

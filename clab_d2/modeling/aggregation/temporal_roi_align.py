@@ -36,6 +36,7 @@ from clab_d2.layers.most_similar import (
 from clab_d2.layers.roi_pooling import BinInterpolation, bin_interpolation
 from clab_d2.layers.rows import map_rows, weighted_rows
 from clab_d2.modeling.aggregation.base import ROI_AGGREGATION_REGISTRY, RoIAggregation
+from clab_d2.modeling.export.temporal_roi_align import ExportedTemporalRoIAlign
 
 # Embedded maps of all references may take so much memory; else the embeddings go RoI by RoI.
 EMBEDDED_BYTES = 3 * 2**29
@@ -165,6 +166,12 @@ class TemporalRoIAlign(RoIAggregation):
         else:
             result = self.aggregate(features, frame_rows)
         return self.gated(roi_features, result.permute(0, 3, 1, 2))
+
+    def for_export(self) -> ExportedTemporalRoIAlign:
+        """See :meth:`RoIAggregation.for_export`."""
+        return ExportedTemporalRoIAlign(
+            self.embed, self.gate, self.num_most_similar, self.num_heads
+        )
 
     def search(
         self,

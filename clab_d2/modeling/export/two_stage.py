@@ -1,0 +1,206 @@
+"""The two graphs of :class:`clab_d2.modeling.temporal_rcnn.TemporalRCNN`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from clab_d2.errors import ConfigError
+from clab_d2.layers.roi_pooling import FastROIPooler
+from clab_d2.modeling.export.base import ExportGraphs, FrameGraph, KeyFrameGraph
+from clab_d2.modeling.export.proposals import ExportedRPN, apply_deltas
+from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
+
+if TYPE_CHECKING:
+    from clab_d2.modeling.temporal_rcnn import TemporalRCNN
+
+_OWN = ("boxes", "valid", "roi_features")
+
+
+class ExportedPooler(nn.Module):
+    """RoIAlign of one image over one or several levels; every level for every RoI."""
+
+    def __init__(self, pooler: FastROIPooler) -> None:
+        super().__init__()
+        if not all(isinstance(level, ROIAlign) for level in pooler.level_poolers):
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.POOLER_TYPE can't be exported; ROIAlign and ROIAlignV2 can"
+            )
+        self.pooler = pooler
+        self.aligned = bool(pooler.level_poolers[0].aligned)
+
+    def levels(self, boxes: Tensor) -> Tensor | None:
+        """(R,) the level of each box; None where there is one level."""
+        pooler = self.pooler
+        if len(pooler.scales) == 1:
+            return None
+        return assign_boxes_to_levels(
+            [Boxes(boxes)],
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+
+    def forward(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """(1, C, h, w) for each level, (R, 4) -> (R, C, S, S)."""
+        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+        pooler = self.pooler
+        pooled = [
+            roi_align(feature, rois, pooler.output_size, scale, pooler.sampling_ratio, self.aligned)
+            for feature, scale in zip(maps, pooler.scales, strict=True)
+        ]
+        return by_level(pooled, self.levels(boxes))
+
+
+def by_level(results: Sequence[Tensor], levels: Tensor | None) -> Tensor:
+    """Of results (R, ...) computed for each level, each RoI's own."""
+    chosen = results[0]
+    for level, result in enumerate(results[1:], start=1):
+        assert levels is not None
+        is_here = (levels == level).view(-1, *(1,) * (result.dim() - 1))
+        chosen = torch.where(is_here, result, chosen)
+    return chosen
+
+
+class RCNNFrameGraph(FrameGraph):
+    """Proposals, their RoI features, and what they and the maps contribute to key frames."""
+
+    def __init__(self, model: TemporalRCNN) -> None:
+        super().__init__()
+        heads = model.roi_heads
+        self.backbone = model.backbone
+        self.rpn = ExportedRPN(model.proposal_generator)
+        self.pooler = ExportedPooler(heads.pooler)
+        self.in_features = list(heads.in_features)
+        self.box_head = heads.box_head if heads.box_head.needs_references else None
+        part = heads.roi_aggregation
+        self.roi_aggregation = None if part is None else part.for_export()
+        self.encoded_axes: dict[str, int] = {}
+        self.row_names: list[str] = []
+        if self.box_head is not None:
+            self.encoded_axes = self._axes_of_encoded()
+        if self.roi_aggregation is not None:
+            kinds = self.roi_aggregation.reference_names
+            self.row_names = [f"{kind}_{name}" for kind in kinds for name in self.in_features]
+        self.output_names = [*_OWN, *self.encoded_axes, *self.row_names]
+
+    def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`FrameGraph.forward`."""
+        maps = self.backbone(image)
+        boxes, valid = self.rpn([maps[name] for name in self.rpn.in_features], image_size)
+        levels = [maps[name] for name in self.in_features]
+        pooled = self.pooler(levels, boxes)
+        outputs = [boxes, valid.to(boxes.dtype), pooled]
+        if self.box_head is not None:
+            outputs += [t for layer in self.box_head.encode_references(pooled) for t in layer]
+        if self.roi_aggregation is not None:
+            by_map = [self.roi_aggregation.of_reference(feature[0]) for feature in levels]
+            outputs += [tensor for kind in zip(*by_map, strict=True) for tensor in kind]
+        return tuple(outputs)
+
+    @torch.no_grad()
+    def _axes_of_encoded(self) -> dict[str, int]:
+        """For each tensor (..., P, D) that the box head encodes, its name by layer and number, and
+        the axis that counts frames in (..., T, P, D)."""
+        assert self.box_head is not None
+        size = self.pooler.pooler.output_size
+        channels = self.backbone.output_shape()[self.in_features[0]].channels
+        device = next(self.backbone.parameters()).device
+        encoded = self.box_head.encode_references(torch.zeros(1, channels, *size, device=device))
+        return {
+            f"encoded_{index}_{number}": tensor.dim() - 2
+            for index, layer in enumerate(encoded)
+            for number, tensor in enumerate(layer)
+        }
+
+
+class RCNNKeyFrameGraph(KeyFrameGraph):
+    """The second stage."""
+
+    def __init__(self, heads: TemporalROIHeads, frame: RCNNFrameGraph) -> None:
+        super().__init__()
+        self.pooler = frame.pooler
+        self.num_levels = len(frame.in_features)
+        self.roi_aggregation = frame.roi_aggregation
+        self.box_head = heads.box_head
+        self.encoded_names = list(frame.encoded_axes)
+        self.box_predictor = heads.box_predictor
+        self.transform_weights = tuple(heads.box_predictor.box2box_transform.weights)
+        self.scale_clamp = float(heads.box_predictor.box2box_transform.scale_clamp)
+
+    def forward(
+        self, own: Sequence[Tensor], counts: Tensor, references: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`KeyFrameGraph.forward`."""
+        boxes, valid, pooled = own
+        valid_of_references, *references = references if references else (None,)
+        encoded = references[: len(self.encoded_names)]
+        rows = references[len(self.encoded_names) :]
+        if self.roi_aggregation is not None:
+            aggregated = [
+                self.roi_aggregation(pooled, counts, *rows[level :: self.num_levels])
+                for level in range(self.num_levels)
+            ]
+            pooled = by_level(aggregated, self.pooler.levels(boxes))
+        if encoded:
+            # Rows that are padding count 0 times.
+            times = (counts[:, None] * valid_of_references).flatten()
+            features = self.box_head(pooled, self._by_layer(encoded), times)
+        else:
+            features = self.box_head(pooled)
+        logits, deltas = self.box_predictor(features)
+        sigmoid = self.box_predictor.use_sigmoid_ce
+        scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+        scores = torch.where(valid[:, None] > 0, scores[:, :-1], 0.0)
+        moved = apply_deltas(deltas, boxes, self.transform_weights, self.scale_clamp)
+        return moved.view(len(boxes), -1, 4), scores
+
+    def _by_layer(self, encoded: Sequence[Tensor]) -> list[list[Tensor]]:
+        """What the references' RoIs contribute to each FC layer: of (..., T, P, D) each, all RoIs
+        along one dimension."""
+        layers: dict[str, list[Tensor]] = {}
+        for name, tensor in zip(self.encoded_names, encoded, strict=True):
+            layers.setdefault(name.split("_")[1], []).append(tensor.flatten(-3, -2))
+        return list(layers.values())
+
+
+def export_two_stage(model: TemporalRCNN) -> ExportGraphs:
+    """The two graphs of a two-stage detector.
+
+    Raises:
+        ConfigError: it has a part that has no form for other runtimes.
+    """
+    if model.map_aggregation is not None:
+        raise ConfigError(
+            f"MODEL.AGGREGATION.MAPS {type(model.map_aggregation).__name__} can't be exported"
+        )
+    heads = model.roi_heads
+    if type(heads) is not TemporalROIHeads:
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NAME {type(heads).__name__} can't be exported; TemporalROIHeads can"
+        )
+    frame = RCNNFrameGraph(model)
+    key_frame = RCNNKeyFrameGraph(heads, frame)
+    references: dict[str, int] = {}
+    if heads.needs_references:
+        references["valid"] = 0
+        references |= frame.encoded_axes
+        references |= dict.fromkeys(frame.row_names, 0)
+    predictor = heads.box_predictor
+    return ExportGraphs(
+        frame,
+        key_frame,
+        own=_OWN,
+        references=references,
+        score_threshold=float(predictor.test_score_thresh),
+        nms_threshold=float(predictor.test_nms_thresh),
+        max_detections=int(predictor.test_topk_per_image),
+    )

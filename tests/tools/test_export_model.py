@@ -1,0 +1,160 @@
+"""tools/export_model.py, and its folder run by both runtimes, also where there is no PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from encoded_videos import encode, moving_pictures, play
+from exported import assert_alike, moving_noise, random_config, random_detector
+from tool_modules import import_tool
+
+from clab_d2.checkpoint.model_file import ModelCard, write_model_file
+from clab_d2.checkpoint.portable_config import config_to_plain
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.runtime.sessions import RUNTIMES
+from clab_d2.video import VideoDetector
+
+pytest.importorskip("onnxscript")
+export_model = import_tool("export_model")
+demo = import_tool("demo")
+NAMES = ["square", "disc", "bar"]
+
+# Before all else in a process: it finds neither PyTorch nor what comes with it.
+WITHOUT_TORCH = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "detectron2", "fvcore", "timm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model's file, and the folder made of it."""
+
+    weights: Path
+    folder: Path
+
+
+def write_model(path: Path, config_file: Path, *options: object) -> Path:
+    cfg = random_config(config_file, *options)
+    card = ModelCard(config_to_plain(cfg), NAMES)
+    write_model_file(path, random_detector(cfg).state_dict(), card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clab(tmp_path_factory: pytest.TempPathFactory, config_file: str) -> Exported:
+    """Temporal RoI Align and SELSA, for frames of any size."""
+    folder = tmp_path_factory.mktemp("clab")
+    weights = write_model(folder / "model.pth", Path(config_file))
+    assert export_model.main(["--weights", str(weights), "--output", str(folder / "out")]) == 0
+    return Exported(weights, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Exported:
+    """A single-frame detector, for frames of one size."""
+    folder = tmp_path_factory.mktemp("single")
+    config_file = repo_root / "configs" / "quick_schedules" / "faster_rcnn_quick.yaml"
+    weights = write_model(folder / "model.pth", config_file)
+    command = ["--weights", str(weights), "--output", str(folder / "out"), "--size", "64", "96"]
+    assert export_model.main(command) == 0
+    return Exported(weights, folder / "out")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_detections_are_pytorchs_on_two_videos(clab: Exported, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    detector = VideoDetector.from_file(clab.weights, device="cpu")
+    exported = VideoDetector.from_file(clab.folder, runtime=runtime)
+    assert exported.class_names == NAMES
+    for video, mode in ((moving_noise(1, 7, 64, 96), "offline"),
+                        (moving_noise(2, 6, 130, 90), "online")):  # fmt: skip
+        assert_alike(exported.detect(video, mode), detector.detect(video, mode), least=100)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_folder_for_one_size(single: Exported, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    detector = VideoDetector.from_file(single.weights, device="cpu")
+    exported = VideoDetector.from_file(single.folder, runtime=runtime)
+    video = moving_noise(3, 3, 64, 96)
+    assert_alike(exported.detect(video), detector.detect(video), least=20)
+    with pytest.raises(DataError, match="exported for 64x96; export it without --size"):
+        list(exported.detect(moving_noise(3, 2, 96, 64)))
+
+
+def test_the_demo_without_pytorch(clab: Exported, tmp_path: Path, repo_root: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    clip = encode(tmp_path / "in.mp4", moving_pictures(6, 64, 96))
+    expected, found = tmp_path / "expected.json", tmp_path / "found.json"
+    arguments = ["--input", str(clip), "--score-threshold", "0.02", "--json"]
+    assert demo.main(["--weights", str(clab.weights), *arguments, str(expected)]) == 0
+    tool = repo_root / "tools" / "demo.py"
+    code = WITHOUT_TORCH + (
+        f"import runpy\nsys.argv[0] = {str(tool)!r}\n"
+        f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--weights", str(clab.folder), *arguments, str(found),
+         "--output", str(tmp_path / "out.mp4"), "--track"],
+        cwd=repo_root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(play(tmp_path / "out.mp4")) == 6
+    ours, theirs = (json.loads(path.read_text()) for path in (found, expected))
+    assert len(ours) == len(theirs) > 100
+    by_frame = [sorted((r["frame_id"], r["category"], round(r["score"], 2)) for r in records)
+                for records in (ours, theirs)]  # fmt: skip
+    differing = sum(a != b for a, b in zip(*by_frame, strict=True))
+    assert differing <= len(ours) / 50, "but for roundings of scores"
+
+
+def test_what_needs_pytorch_says_so(repo_root: Path, clab: Exported) -> None:
+    code = WITHOUT_TORCH + (
+        "from clab_d2 import VideoDetector\n"
+        f"VideoDetector.from_file({str(clab.weights)!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=False
+    )
+    assert "clab_d2: PyTorch is missing" in done.stderr.splitlines()[-1]
+
+
+def test_mistakes_are_one_line(
+    clab: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="an exported model takes no options"):
+        VideoDetector.from_file(clab.folder, options=["TEST.REFERENCES.NUM", "3"])
+    with pytest.raises(ConfigError, match="choose one of onnxruntime, openvino"):
+        VideoDetector.from_file(clab.folder, runtime="tensorrt")
+    with pytest.raises(ConfigError, match=r"model\.pth is no folder of one"):
+        VideoDetector.from_file(clab.weights, runtime="onnxruntime")
+    with pytest.raises(DataError, match="no exported model"):
+        VideoDetector.from_file(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(clab.folder, broken)
+    (broken / "frame.onnx").write_bytes((clab.folder / "frame.onnx").read_bytes()[:-1000])
+    with pytest.raises(DataError, match=r"frame\.onnx: no ONNX model \(it is cut off\)"):
+        VideoDetector.from_file(broken)
+    shutil.copy(clab.folder / "key_frame.onnx", broken / "frame.onnx")
+    with pytest.raises(DataError, match="of another model than their description"):
+        VideoDetector.from_file(broken)
+    for options, message in (
+        (["--size", "60", "96"], "padded to multiples of 16"),
+        (["--opts", "TEST.POSTPROCESS.NAME", "seq_nms"], "TEST.POSTPROCESS.NAME 'seq_nms'"),
+        (["--opts", "TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED"),
+    ):
+        command = ["--weights", str(clab.weights), "--output", str(tmp_path / "new"), *options]
+        assert export_model.main(command) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()

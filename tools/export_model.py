@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""Write a trained detector for other runtimes.
+
+    tools/export_model.py --weights model_final.pth --output exported/
+    tools/export_model.py --weights W --output exported/ --size 320 512
+    tools/export_model.py --weights W --output exported/ --int8 clip.mp4
+
+The folder is what tools/demo.py --weights exported/ and VideoDetector.from_file take: two ONNX
+graphs for onnxruntime or OpenVINO, the class names and what is done to frames (docs/export.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
+from clab_d2.engine.model_loading import load_model, read_detector
+from clab_d2.engine.plugins import add_import_option, import_plugins
+from clab_d2.errors import ConfigError
+from clab_d2.export.onnx_folder import export_onnx
+from clab_d2.video.command_line import set_up
+from clab_d2.video.pytorch_model import class_names_by_datasets
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, metavar="W", help="the trained model")
+    parser.add_argument(
+        "--config-file", metavar="C", help="the model's config (default: the one that W carries)"
+    )
+    parser.add_argument("--format", choices=("onnx",), default="onnx", help="(default: onnx)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="size of the resized and padded frames, the only one taken; OpenVINO and onnxruntime "
+        "may be faster with it (default: any)",
+    )
+    add_import_option(parser)
+    add_key_value_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    import_plugins(args.imports)
+    # What other runtimes have is single precision on a CPU.
+    options = [*args.opts, "MODEL.DEVICE", "cpu", "TEST.PRECISION", "fp32", "TEST.COMPILE", "False"]
+    content = None
+    if args.config_file:
+        cfg = load_config(args.config_file, [*options, "MODEL.WEIGHTS", args.weights],
+                          needs_datasets=False)  # fmt: skip
+        names = None
+    else:
+        cfg, content, card = read_detector(args.weights, device="cpu", options=options)
+        names = card.class_names
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED can't be exported; add --opts TEST.AUG.ENABLED False")
+    model, names_in_file = load_model(cfg, content)
+    names = names or names_in_file or class_names_by_datasets(cfg)
+    size = tuple(args.size) if args.size else None
+    export_onnx(model, cfg, names, args.output, size)
+    for path in sorted(Path(args.output).iterdir()):
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_status(run, make_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    set_up()
+    sys.exit(main())
