@@ -36,7 +36,7 @@ demo-clip: venv ## detect in a real clip
 	$(RUN) tools/make_demo.py --clip
 
 bench: venv ## measure speed and memory
-	$(RUN) tools/benchmark.py
+	$(RUN) tools/benchmark.py --runtimes
 
 docs: venv ## build the documentation site into output/site
 	@$(PIP_INSTALL) -c constraints.txt -r docs/requirements.txt

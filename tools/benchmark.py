@@ -37,6 +37,7 @@ from clab_d2 import benchmark, gpu_report
 from clab_d2.benchmark import OURS, PLAIN, SINGLE, Setting
 from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
+from clab_d2.export import runtime_benchmark
 from clab_d2.io import atomic_write, write_json
 from clab_d2.sample_clips import find_clip
 
@@ -80,6 +81,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("output/benchmark"), help="folder (%(default)s)"
     )
+    parser.add_argument(
+        "--runtimes", action="store_true", help="also exported, by onnxruntime and OpenVINO"
+    )
     add_import_option(parser)
     add_key_value_option(parser)
     return parser
@@ -109,6 +113,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = benchmark.agreement(setting)
     if found is not None:
         figures["agreement"] = dataclasses.asdict(found)
+    if args.runtimes:
+        say("runtimes, in turns")
+        figures["runtimes"] = runtime_benchmark.compare_runtimes(setting, args.frames)
     if args.quick:
         return figures
     say("peak memory")
@@ -219,6 +226,9 @@ def tables(figures: dict[str, Any]) -> str:
             f"thousandth of it, and {found['plain']:.2%} of the plain way's: where most similar "
             "positions tie to rounding, another one is taken."
         )
+    if figures.get("runtimes"):
+        parts.append("The temporal detector in single precision, by PyTorch and exported:")
+        parts.append(_table(runtime_benchmark.rows(figures["runtimes"])))
     if "training" in figures:
         parts.append("A training step, one clip of a key frame and two references:")
         parts.append(

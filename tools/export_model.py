@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
+
+import numpy as np
 
 from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.model_loading import load_model, read_detector
 from clab_d2.engine.plugins import add_import_option, import_plugins
-from clab_d2.errors import ConfigError
+from clab_d2.errors import ConfigError, DataError
 from clab_d2.export.onnx_folder import export_onnx
+from clab_d2.export.quantize import MAX_FRAMES, quantize_backbone
+from clab_d2.video import VideoSource, open_video
 from clab_d2.video.command_line import set_up
 from clab_d2.video.pytorch_model import class_names_by_datasets
 
@@ -42,6 +47,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar=("H", "W"),
         help="size of the resized and padded frames, the only one taken; OpenVINO and onnxruntime "
         "may be faster with it (default: any)",
+    )
+    parser.add_argument(
+        "--int8",
+        metavar="VIDEO",
+        help="the backbone's convolutions in 8-bit integers, calibrated on this video",
     )
     add_import_option(parser)
     add_key_value_option(parser)
@@ -65,9 +75,23 @@ def run(args: argparse.Namespace) -> None:
     model, names_in_file = load_model(cfg, content)
     names = names or names_in_file or class_names_by_datasets(cfg)
     size = tuple(args.size) if args.size else None
-    export_onnx(model, cfg, names, args.output, size)
+    # Before minutes of tracing: a wrong path shows at once.
+    with open_video(args.int8) if args.int8 else nullcontext() as source:
+        description = export_onnx(model, cfg, names, args.output, size)
+        if source is not None:
+            quantize_backbone(args.output, description, spread_frames(source))
     for path in sorted(Path(args.output).iterdir()):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def spread_frames(source: VideoSource) -> Iterator[np.ndarray]:
+    """Frames of a video, spread over it; damaged ones are left out."""
+    if source.num_frames is None:
+        raise ConfigError(f"--int8 {source.name}: a stream can't calibrate; name a file or folder")
+    step = max(source.num_frames / MAX_FRAMES, 1)
+    for number in range(min(source.num_frames, MAX_FRAMES)):
+        with suppress(DataError):
+            yield source.read(int(number * step))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

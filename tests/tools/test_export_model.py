@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from encoded_videos import encode, moving_pictures, play
 from exported import assert_alike, moving_noise, random_config, random_detector
@@ -17,6 +18,9 @@ from tool_modules import import_tool
 from clab_d2.checkpoint.model_file import ModelCard, write_model_file
 from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.export.quantize import quantize_backbone
+from clab_d2.runtime.description import Description
+from clab_d2.runtime.model import ExportedModel
 from clab_d2.runtime.sessions import RUNTIMES
 from clab_d2.video import VideoDetector
 
@@ -117,6 +121,29 @@ def test_the_demo_without_pytorch(clab: Exported, tmp_path: Path, repo_root: Pat
                 for records in (ours, theirs)]  # fmt: skip
     differing = sum(a != b for a, b in zip(*by_frame, strict=True))
     assert differing <= len(ours) / 50, "but for roundings of scores"
+
+
+def test_int8_is_of_the_backbone_alone(single: Exported, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "int8"
+    shutil.copytree(single.folder, folder)
+    video = moving_noise(3, 4, 64, 96)
+    quantize_backbone(folder, Description.load(folder), video)
+    assert Description.load(folder).precision == "int8"
+    nodes = onnx.load(folder / "frame.onnx").graph.node
+    made_by = {name: node for node in nodes for name in node.output}
+    convs = [node for node in nodes if node.op_type == "Conv"]
+    in_int8 = [conv for conv in convs if made_by[conv.input[0]].op_type == "DequantizeLinear"]
+    assert 0 < len(in_int8) < len(convs), "those of the RPN stay"
+    for runtime in RUNTIMES:
+        pytest.importorskip(runtime)
+        whole, coarse = (ExportedModel.load(path, runtime) for path in (single.folder, folder))
+        for frame in video:
+            image = whole.description.preprocessing.resize(frame)
+            exact, rounded = (m.extract(image).own["roi_features"] for m in (whole, coarse))
+            # The same RoIs where the order of proposals is the same, as that of the first is.
+            assert np.abs(exact[0] - rounded[0]).mean() < 0.3 * np.abs(exact[0]).mean()
 
 
 def test_what_needs_pytorch_says_so(repo_root: Path, clab: Exported) -> None:

@@ -18,7 +18,7 @@ from clab_d2.layers.most_similar import NORM_EPS
 from clab_d2.modeling.export.base import ExportedRoIAggregation
 
 # Of similarities and queries, which go a few RoIs at a time; with so many references.
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 128 * 2**20
 _TYPICAL_REFERENCES = 16
 
 
