@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import warnings
 
 from clab_d2._requirements import check_requirements, is_complete
@@ -62,9 +63,16 @@ def check_score_threshold(args: argparse.Namespace) -> None:
 
 
 def build_detector(args: argparse.Namespace) -> VideoDetector:
-    """The detector of ``--weights``, by its own config or by that of ``--config-file``."""
+    """The detector of ``--weights``, by its own config or by that of ``--config-file``; of an
+    exported model, where the tool has the option ``--runtime``."""
+    runtime = getattr(args, "runtime", None)
+    if args.weights and os.path.isdir(args.weights) and not hasattr(args, "runtime"):
+        raise ConfigError(
+            f"--weights {args.weights}: an exported model can't be looked into; name the file that "
+            "it was made of"
+        )
     if not args.config_file:
-        return VideoDetector.from_file(args.weights, options=args.opts, runtime=args.runtime)
+        return VideoDetector.from_file(args.weights, options=args.opts, runtime=runtime)
     check_requirements()
     from clab_d2.engine.config_file import load_config
 
