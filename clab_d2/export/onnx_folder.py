@@ -71,9 +71,10 @@ def export_onnx(
     outputs = _run_frame(frame, height, width)
     dims: Mapping[str, Sequence[torch.export.Dim | None]] = {}
     if size is None:
-        step = 4 * max(description.preprocessing.divisibility, 8)
-        dims = _dynamic_dims(names, outputs, _run_frame(frame, height + step, width + 2 * step))
-    frame_graph = _frame_graph(frame, names, height, width, is_dynamic=size is None)
+        more = 4 * max(description.preprocessing.divisibility, 8)
+        dims = _dynamic_dims(names, outputs, _run_frame(frame, height + more, width + 2 * more))
+    step = description.preprocessing.divisibility if size is None else None
+    frame_graph = _frame_graph(frame, names, height, width, step)
     key_graph = _key_frame_graph(graphs, dict(zip(names, outputs, strict=True)), dims)
     try:
         folder = Path(folder)
@@ -200,14 +201,19 @@ def _dynamic_dims(
 
 
 def _frame_graph(
-    frame: nn.Module, names: Sequence[str], height: int, width: int, is_dynamic: bool
+    frame: nn.Module, names: Sequence[str], height: int, width: int, step: int | None
 ) -> bytes:
-    free = torch.export.Dim.DYNAMIC
+    """The frame's graph, for images whose sides are multiples of ``step``; None: of one size."""
+    dims = None
+    if step is not None:
+        steps = [torch.export.Dim(name, min=1, max=2**14) for name in ("rows", "columns")]
+        # Said of the dimensions, as a pyramid adds maps whose sizes agree only then.
+        dims = {2 + i: max(step, 1) * one for i, one in enumerate(steps)}
     return _to_onnx(
         "frame's",
         frame,
         _example_image(frame, height, width),
-        ({2: free, 3: free} if is_dynamic else None, None),
+        (dims, None),
         ["image", "image_size"],
         names,
     )
