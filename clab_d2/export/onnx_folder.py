@@ -231,7 +231,8 @@ def _key_frame_graph(
         of_frame = list(dims.get(name, [None] * outputs[name].dim()))
         joined_dims.append(_by_number([*of_frame[:axis], num_frames, *of_frame[axis:]]))
     own = [outputs[name] for name in graphs.own]
-    counts = torch.ones(_EXAMPLE_REFERENCES, device=own[0].device)
+    # An input that is not used stays one: of a single-frame detector it has one number.
+    counts = torch.ones(_EXAMPLE_REFERENCES if joined else 1, device=own[0].device)
     return _to_onnx(
         "key frame's",
         graphs.key_frame.eval(),

@@ -118,7 +118,7 @@ class ExportedModel:
     def _detect_in(
         self, frame: FrameArrays, reference_ids: Sequence[int], key: int
     ) -> ArrayInstances:
-        feed = frame.own
+        feed = {**frame.own, "counts": np.ones(1, np.float32)}
         if self.description.references:
             joined, counts = self._memory.references(reference_ids, key)
             feed = {
