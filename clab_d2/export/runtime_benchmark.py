@@ -39,7 +39,7 @@ def compare_runtimes(setting: Setting, num_keys: int) -> dict[str, list[float]]:
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.TEST.PRECISION, cfg.TEST.COMPILE = "cpu", "fp32", False
     setting = dataclasses.replace(setting, cfg=cfg)
-    model = build(cfg, OURS)
+    model = build(setting, OURS)
     names = [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
     installed = [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
     with tempfile.TemporaryDirectory() as folder:
