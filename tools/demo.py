@@ -2,14 +2,16 @@
 """Detect objects in a video and draw them.
 
     tools/demo.py --weights model_final.pth --input clip.mp4 --output drawn.mp4
+    tools/demo.py --weights W --input clip.mp4 --output drawn.mp4 --track --csv tracks.csv
     tools/demo.py --weights W --input frames/ --output drawn/ --json detections.json
     tools/demo.py --weights W --input clip.mp4 --csv table.csv --cvat to_correct.xml
     tools/demo.py --weights W --input 0 --output camera.mp4       (Ctrl-C ends and keeps it)
     tools/demo.py --weights W --config-file C ...
+    tools/demo.py --config-file COCO-Start/faster_rcnn_R_50_FPN.yaml ...       (COCO's 80 classes)
 
 --weights is what a training wrote (.pth or .safetensors), which is enough, or the folder of an
 exported model (docs/export.md), which needs no PyTorch; both may come from a stranger. Other
-weights need the config that they are for.
+weights need the config that they are for, and some configs name their weights.
 
 --input is a video file, a folder of frames, a picture, or a camera (its number or /dev/video0);
 --output is an .mp4, or a folder for JPEGs. A camera, and --online, use past frames only.
@@ -118,7 +120,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     if not args.weights and not args.config_file:
-        raise ConfigError("no model given; add --weights, such as output/demo/model_final.pth")
+        raise ConfigError(
+            "no model given; add --weights, such as output/demo/model_final.pth, or for COCO's "
+            "classes without any training --config-file COCO-Start/faster_rcnn_R_50_FPN.yaml"
+        )
     check_score_threshold(args)
     if args.scale is not None and not 0 < args.scale <= 16:
         raise ConfigError(f"--scale is {args.scale}; it must be above 0 and at most 16")
@@ -185,7 +190,6 @@ def detect(
     total = source.num_frames
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
-    progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
     colour_by = args.colour_by or ("track" if args.track else "class")
     style = DrawStyle(colour_by, tuple(args.show), args.line_width, args.text_scale)
     mode = "online" if args.online else "offline"
@@ -193,6 +197,8 @@ def detect(
     results = detector.detect(
         source, mode, track=track, appearance=args.appearance, shots=args.shots or None
     )
+    # Begun last: what can't be is told on a line of its own.
+    progress = tqdm(total=total, unit="frame", desc=Path(args.input).name or args.input)
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for result in results:

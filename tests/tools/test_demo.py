@@ -206,7 +206,8 @@ def test_mistakes_are_one_line(
         assert len(error) == 1 and message in error[0], error
     arguments = [part for item in good.items() for part in item]
     assert run(config_file, options, *arguments, "--appearance") == 2
-    assert "appearance serves tracks only: ask for these, too (--track)" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()  # of its own, not behind a bar of progress
+    assert "error: appearance serves tracks only: ask for these, too (--track)" in lines
     gone = [*options, "MODEL.WEIGHTS", str(tmp_path / "gone.pth")]
     for opts, message in ((gone, "gone.pth"), ([*options, "MODEL.WEIGHTS", ""], "is empty")):
         assert run(config_file, opts, *arguments) == 2
