@@ -6,6 +6,9 @@ VENV ?= .venv
 # More arguments for pip, for example another index with a torch for your CUDA
 PIP_ARGS ?=
 TEST_ARGS ?= -q --durations=15 -n 2 --dist loadfile
+# In a process of their own: after hundreds of other tests, a process that has these runtimes
+# loaded died without a word. No test of TEST_ARGS (pytest's status 5) is no failure there.
+EXPORT_TESTS := tests/tools/test_export_model.py
 
 RUN := $(VENV)/bin/python
 # Written last, so it exists only where a whole set-up is
@@ -27,7 +30,8 @@ ifneq ($(origin PYTHON),file)
 endif
 
 test: venv ## run every test (TEST_ARGS for pytest's arguments)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS) tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS) --ignore=$(EXPORT_TESTS) tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS) -n 0 $(EXPORT_TESTS) || [ $$? -eq 5 ]
 
 demo: venv ## make Mini VID, train CLAB on it, evaluate, draw detections on a video
 	$(RUN) tools/make_demo.py
