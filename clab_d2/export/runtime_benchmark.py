@@ -55,10 +55,10 @@ def compare_runtimes(setting: Setting, num_keys: int) -> dict[str, list[float]]:
             runs[name] = lambda clip, run=exported: run([_as_arrays(clip)])
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run(setting.clip(0, OURS))
+        run(setting.key_clip(0, OURS))
     for number, key in enumerate(setting.key_frames(num_keys + 1)):
         for name, run in runs.items():
-            clip = setting.clip(key, OURS)
+            clip = setting.key_clip(key, OURS)
             one = seconds(lambda r=run, c=clip: r(c))
             if number > 0:
                 taken[name].append(one)
