@@ -11,8 +11,8 @@ import contextlib
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _PIECES = 4
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
+Item = TypeVar("Item")
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
@@ -93,11 +94,46 @@ def in_parallel(function: Callable[..., None], count: int, *arguments: Any) -> N
         return
     step = -(-count // (threads * _PIECES))
     pieces = [(start, min(start + step, count)) for start in range(0, count, step)]
-    futures = [_pool(threads).submit(function, *arguments, *piece) for piece in pieces]
-    for future in futures:
-        future.result()
+    _share_out(lambda piece: function(*arguments, *piece), pieces, threads)
+
+
+def each_on_one_thread(function: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """Call a function for each item, on as many threads as PyTorch takes, which in turn takes one
+    for each call.
+
+    For work that goes from PyTorch's operators to loops and back: an operator on several threads
+    leaves them spinning for a while, in wait for the next one, where the loops want to run.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _share_out(function, items, threads)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _share_out(function: Callable[[Item], None], items: Sequence[Item], threads: int) -> None:
+    left = iter(items)
+
+    def work() -> None:
+        for item in left:  # each is taken once, by whichever thread is free
+            function(item)
+
+    helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        futures.wait(helpers)
+    for helper in helpers:
+        helper.result()
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="clab_d2-numba")
+def _pool(threads: int) -> futures.ThreadPoolExecutor:
+    """Threads on each of which PyTorch's operators take one."""
+    return futures.ThreadPoolExecutor(
+        threads,
+        thread_name_prefix="clab_d2-numba",
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )

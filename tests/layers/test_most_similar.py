@@ -27,8 +27,11 @@ ALL = [*TILED, pytest.param(triton, id="triton")]
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
-def threads(request, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_interpolation(num_bins: int, num_rows: int, samples: int) -> BinInterpolation:
@@ -137,6 +140,18 @@ def test_threads_do_not_change_the_search(threads):
     numba.keep_greatest(products[:, 100:].contiguous(), lists, 100, values, positions)
     assert torch.equal(positions, found.positions)
     torch.testing.assert_close(values / bins.norm(dim=1)[:, None], found.cosines)
+
+
+@needs_numba
+def test_threads_with_maps_of_their_own_find_the_same(threads):
+    torch.manual_seed(0)
+    interpolation = make_interpolation(37, 20, 16)
+    key_rows = torch.randn(20, 8, requires_grad=True)
+    references = [torch.randn(length, 8) for length in (600, 1, 33, 256, 40, 512, 513)]
+    bins = interpolation.of(key_rows)
+    found = numba.search(bins, key_rows, interpolation, references, 2)
+    assert_most_similar(found, bins.detach(), references, 2)
+    assert not any(one.cosines.requires_grad for one in found)
 
 
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -33,6 +33,33 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
         numba_support.in_parallel(fail, 10)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_item_is_done_once_on_one_thread(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    done = []
+    try:
+        numba_support.each_on_one_thread(
+            lambda item: done.append((item, torch.get_num_threads())), range(7)
+        )
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(done) == [(item, 1) for item in range(7)]
+
+
+def test_an_error_for_an_item_reaches_the_caller(monkeypatch):
+    before = torch.get_num_threads()
+
+    def fail(item: int) -> None:
+        if item == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        numba_support.each_on_one_thread(fail, range(5))
+    assert torch.get_num_threads() == before
+
+
 def test_double_precision_and_other_devices_are_left_to_pytorch():
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
     assert numba_support.are_fit(single, single.half(), single.bfloat16())
