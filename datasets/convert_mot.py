@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pixel-origin", type=int, choices=(0, 1),
-        help="coordinate of the picture's left and top border (0 with a labels.txt, else 1)",
+        help="where the picture's left and top border is (0 with a labels.txt, else 1)",
     )
     return parser
 

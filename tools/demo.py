@@ -3,19 +3,14 @@
 
     tools/demo.py --weights model_final.pth --input clip.mp4 --output drawn.mp4
     tools/demo.py --weights W --input clip.mp4 --output drawn.mp4 --track --csv tracks.csv
-    tools/demo.py --weights W --input frames/ --output drawn/ --json detections.json
-    tools/demo.py --weights W --input clip.mp4 --csv table.csv --cvat to_correct.xml
+    tools/demo.py --weights W --input frames/ --json found.json --cvat to_correct.xml
     tools/demo.py --weights W --input 0 --output camera.mp4       (Ctrl-C ends and keeps it)
-    tools/demo.py --weights W --config-file C ...
     tools/demo.py --config-file COCO-Start/faster_rcnn_R_50_FPN.yaml ...       (COCO's 80 classes)
 
 --weights is what a training wrote (.pth or .safetensors), which is enough, or the folder of an
-exported model (docs/export.md), which needs no PyTorch; both may come from a stranger. Other
-weights need the config that they are for, and some configs name their weights.
-
+exported model (docs/export.md); both may come from a stranger. Others need --config-file, too.
 --input is a video file, a folder of frames, a picture, or a camera (its number or /dev/video0);
 --output is an .mp4, or a folder for JPEGs. A camera, and --online, use past frames only.
-
 All is written as it comes. What was broken off is under NAME.partial.SUFFIX (docs/detect.md).
 """
 
@@ -62,7 +57,9 @@ OPTION_OF_FORMAT = {"coco": "json"}
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [--weights W] --input VIDEO [--output VIDEO] [OPTION ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--weights", metavar="W", help="the trained model, see above")
     add_runtime_option(parser)
@@ -94,19 +91,21 @@ def make_parser() -> argparse.ArgumentParser:
         "--scale",
         type=float,
         metavar="F",
-        help="enlarge what is drawn by this (default: small videos, until labels are readable)",
+        help="enlarge what is drawn (default: small videos, until labels are readable)",
     )
     parser.add_argument(
         "--colour-by",
         choices=("class", "track"),
-        help="what a colour stands for (default: class; with --track, track)",
+        metavar="WHAT",
+        help="colours stand for class or track (default: class; with --track, track)",
     )
     parser.add_argument(
         "--show",
         nargs="*",
         choices=("class", "track", "score"),
         default=("class", "track", "score"),
-        help="what labels say; nothing: no labels (default: all that is known)",
+        metavar="WHAT",
+        help="labels say class, track, score; nothing: no labels (default: all)",
     )
     parser.add_argument("--line-width", type=int, metavar="PX", help="of boxes (default: by size)")
     parser.add_argument(

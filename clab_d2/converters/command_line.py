@@ -37,7 +37,7 @@ def converter_parser(description: str | None, inputs: str, clips: str) -> argpar
     parser.add_argument("--output", required=True, metavar="JSON", help="the file to write")
     frames = parser.add_argument_group(
         "where the frames are",
-        "Patterns may have {video}, {source} (the video file's name), {frame} (number from 0), "
+        "Patterns may have {video}, {source} (the video file's name),\n{frame} (number from 0), "
         "{number} (from 1) and {index} (position in the JSON, from 0).",
     )
     frames.add_argument(

@@ -23,8 +23,7 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import this module (its dotted name, or the path of a .py file) first: it may "
-        "register parts and config keys; may be repeated",
+        help="first import this module or .py file, which may register parts; repeatable",
     )
 
 

@@ -42,8 +42,7 @@ def add_appearance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--appearance",
         action="store_true",
-        help="track by what objects look like, too (bytetrack and botsort; a model trained with "
-        "MODEL.CONTRASTIVE.LOSS TrackContrast)",
+        help="track by looks, too (bytetrack, botsort; of a training with TrackContrast)",
     )
 
 
@@ -52,7 +51,8 @@ def add_runtime_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
-        help="what runs an exported model (default: the first that is installed)",
+        metavar="NAME",
+        help=f"runs an exported model: {' or '.join(RUNTIMES)} (default: what is there)",
     )
 
 

@@ -55,6 +55,15 @@ def test_tool_has_what_a_subcommand_needs(name: str) -> None:
     assert done.value.code == 0
 
 
+@pytest.mark.parametrize("name", commands.find_commands())
+def test_a_tools_help_fits_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = import_command(commands.find_commands()[name]).make_parser()
+    lines = parser.format_help().splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 100
+
+
 def test_a_tools_help_names_the_subcommand(
     capsys: pytest.CaptureFixture[str], arguments_kept: None
 ) -> None:
