@@ -1,4 +1,4 @@
-"""Losses and metrics to Weights & Biases and MLflow, as Detectron2's event writers.
+"""Losses, metrics and pictures to Weights & Biases and MLflow, as Detectron2's event writers.
 
 Both are optional packages. Where their server is, whether anything is sent, and who one is there
 they know from their own environment variables and settings, not from a config, which may be a
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
@@ -67,6 +68,10 @@ class ServiceWriter(EventWriter):
     def _log(self, values: Mapping[str, float], iteration: int) -> None:
         """Send values of one iteration."""
 
+    @abstractmethod
+    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        """Send a picture, (H, W, 3) RGB of uint8."""
+
     def write(self) -> None:
         """Send what is new since the last time."""
         new: dict[int, dict[str, float]] = defaultdict(dict)
@@ -105,6 +110,11 @@ class WandbWriter(ServiceWriter):
     def _log(self, values: Mapping[str, float], iteration: int) -> None:
         self._run.log({**values, "iteration": iteration})
 
+    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(picture), "iteration": iteration})
+
     def close(self) -> None:
         self._run.finish()
 
@@ -138,6 +148,9 @@ class MlflowWriter(ServiceWriter):
         metrics = [Metric(name, value, now, iteration) for name, value in values.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
+    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        self._client.log_image(self._run_id, picture, key=name, step=iteration, synchronous=True)
+
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
 
@@ -165,17 +178,23 @@ def check_services(names: list[str]) -> None:
             )
 
 
-def build_service_writers(cfg: CfgNode, resumes: bool) -> list[EventWriter]:
+def build_service_writers(cfg: CfgNode, resumes: bool) -> list[ServiceWriter]:
     """The writers of ``LOG.SERVICES``; starts their runs.
 
     Raises:
         ConfigError: a service can't be reached or refuses.
     """
     config = config_to_plain(cfg)
-    return [
-        SERVICES[name](cfg.OUTPUT_DIR, cfg.LOG.PROJECT, config, resumes)
-        for name in cfg.LOG.SERVICES
-    ]
+    writers: list[ServiceWriter] = []
+    try:
+        for name in cfg.LOG.SERVICES:
+            writers.append(SERVICES[name](cfg.OUTPUT_DIR, cfg.LOG.PROJECT, config, resumes))
+    except ConfigError:
+        # Or their runs would seem to go on, and a next one in this process join them.
+        for writer in writers:
+            writer.close()
+        raise
+    return writers
 
 
 @contextmanager

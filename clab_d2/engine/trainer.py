@@ -58,7 +58,7 @@ from clab_d2.engine.hooks import (
 )
 from clab_d2.engine.optimizer import build_optimizer
 from clab_d2.engine.schedule import Schedule, scale_schedule
-from clab_d2.engine.service_writers import build_service_writers
+from clab_d2.engine.service_writers import ServiceWriter, build_service_writers
 from clab_d2.engine.size_check import finest_stride
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
 from clab_d2.errors import DataError, DivergenceError
@@ -92,6 +92,7 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._resumes = False
         self._num_pictures = number_to_draw(cfg.LOG.PICTURES)
+        self._services: list[ServiceWriter] = []
 
         # The model first: it takes seconds, and knows of contradictions in the config.
         model = self.build_model(cfg)
@@ -197,8 +198,9 @@ class Trainer(DefaultTrainer):
         os.makedirs(output_dir, exist_ok=True)
         # A resumed training takes out of its logs what lies beyond the checkpoint.
         purge_step = self.start_iter if self._resumes else None
+        self._services = build_service_writers(self.cfg, resumes=self.start_iter > 0)
         return [
-            *build_service_writers(self.cfg, resumes=self.start_iter > 0),
+            *self._services,
             CommonMetricPrinter(self.max_iter),
             JSONWriter(os.path.join(output_dir, "metrics.json")),
             TensorboardXWriter(output_dir, purge_step=purge_step),
@@ -221,7 +223,9 @@ class Trainer(DefaultTrainer):
         evaluator = self.build_evaluator(self.cfg, dataset_name)
         if not self._num_pictures:
             return evaluator
-        return DatasetEvaluators([evaluator, DetectionPictures(dataset_name, self._num_pictures)])
+        sinks = [service.log_picture for service in self._services]
+        pictures = DetectionPictures(dataset_name, self._num_pictures, sinks)
+        return DatasetEvaluators([evaluator, pictures])
 
     def _metrics(self) -> dict[str, Any]:
         return getattr(self, "_last_eval_results", None) or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from clab_d2.errors import ConfigError, DataError
 from clab_d2.visualization import DetectionDrawer, draw_detections, enlarge, readable_scale
 
 logger = logging.getLogger(__name__)
+
+#: Takes a picture elsewhere, too: its name, itself as (H, W, 3) RGB of uint8, and the iteration.
+PictureSink = Callable[[str, np.ndarray, int], None]
 
 #: The longer side that a picture has at most, in pixels: TensorBoard's files hold them whole.
 LONGEST_SIDE = 800
@@ -49,9 +53,13 @@ class DetectionPictures(DatasetEvaluator):
     Args:
         dataset_name: a registered dataset; its ``thing_classes`` name the classes.
         number: of frames.
+        sinks: what gets the pictures beside TensorBoard.
     """
 
-    def __init__(self, dataset_name: str, number: int) -> None:
+    def __init__(
+        self, dataset_name: str, number: int, sinks: Sequence[PictureSink] = ()
+    ) -> None:
+        self._sinks = sinks
         self._dataset_name = dataset_name
         self._number = number
         # A heap: minus the hash, image id, file, detections. The largest hash is on top.
@@ -97,6 +105,8 @@ class DetectionPictures(DatasetEvaluator):
                 )
                 tag = f"detections/{self._dataset_name}/{image_id}"
                 storage.put_image(tag, np.ascontiguousarray(picture.transpose(2, 0, 1)))
+                for send in self._sinks:
+                    send(tag, picture, storage.iter)
         return {}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage
 
@@ -36,6 +38,9 @@ class Recorder(ServiceWriter):
 
     def _log(self, values: Mapping[str, float], iteration: int) -> None:
         self.sent.append((iteration, dict(values)))
+
+    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        raise NotImplementedError
 
 
 def test_each_value_is_sent_once_with_its_iteration(tmp_path: Path) -> None:
@@ -98,6 +103,29 @@ def test_a_service_that_refuses_gives_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_services_begun_are_ended_where_another_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    class Closing(Recorder):
+        def close(self) -> None:
+            closed.append(self)
+
+    class Refusing(Recorder):
+        name = "mlflow"
+
+        def _start(self, *args: Any, **kwargs: Any) -> str:
+            raise RuntimeError("no server")
+
+    monkeypatch.setattr(service_writers, "SERVICES", {"first": Closing, "mlflow": Refusing})
+    cfg = get_clab_cfg()
+    cfg.OUTPUT_DIR, cfg.LOG.SERVICES = str(tmp_path), ["first", "mlflow"]
+    with pytest.raises(ConfigError, match=r"LOG.SERVICES mlflow: no server"):
+        build_service_writers(cfg, resumes=False)
+    assert len(closed) == 1
+
+
 def config_for(service: str, output: Path) -> Any:
     cfg = get_clab_cfg()
     cfg.OUTPUT_DIR = str(output)
@@ -111,6 +139,7 @@ def log_one_loss(cfg: Any, iteration: int, resumes: bool) -> None:
     with EventStorage(iteration) as storage:
         storage.put_scalar("total_loss", float(iteration))
         writer.write()
+    writer.log_picture("detections/mine/7", np.full((4, 6, 3), 9, np.uint8), iteration)
     writer.close()
 
 
@@ -129,6 +158,8 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.info.run_name == "out" and run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "total_loss")
     assert [(metric.step, metric.value) for metric in history] == [(3, 3.0), (5, 5.0)]
+    pictures = [file.name for file in tmp_path.rglob("*.png")]
+    assert {re.search(r"mine.*step.(\d)", name)[1] for name in pictures} == {"3", "5"}
     files = list(tmp_path.rglob("config.json"))
     assert json.loads(files[0].read_text())["LOG"]["PROJECT"] == "clab_d2"
 
@@ -158,3 +189,4 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs and all(run.name.endswith(f"-{run_id}") for run in runs)
     kept = b"".join(file.read_bytes() for run in runs for file in run.glob("*.wandb"))
     assert kept.count(b"total_loss") >= 2
+    assert all(list(run.rglob("files/media/images/detections/mine/*.png")) for run in runs)

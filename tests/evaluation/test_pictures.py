@@ -79,3 +79,22 @@ def test_unreadable_frame_is_left_out(
     (dataset.root / dataset.data["images"][0]["file_name"]).unlink()
     assert len(pictures(dataset, 2)) == 1
     assert "No picture of this frame" in caplog.text
+
+
+def test_pictures_go_to_services_as_well(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset((1,))
+    (image,) = dataset.data["images"]
+    sent: list[tuple[str, tuple[int, ...], int]] = []
+    evaluator = DetectionPictures(
+        dataset.name, 1, [lambda name, picture, at: sent.append((name, picture.shape, at))]
+    )
+    evaluator.reset()
+    path = str(dataset.root / image["file_name"])
+    evaluator.process(
+        [{"image_id": image["id"], "file_name": path}], [{"instances": found((24, 32))}]
+    )
+    with EventStorage(3):
+        evaluator.evaluate()
+    ((name, shape, iteration),) = sent
+    assert name == f"detections/{dataset.name}/{image['id']}"
+    assert shape[2] == 3 and iteration == 3
