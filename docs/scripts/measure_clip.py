@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Frames a second of a trained detector on a video, read, detected and drawn, and of its own single
+frame, in turns.
+
+    docs/scripts/measure_clip.py --weights model_final.pth --input clip.mp4 --size 320 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from clab_d2 import VideoDetector
+from clab_d2.engine.launch import exit_status
+
+# What makes a detector temporal
+AGGREGATION = ("MAPS", "ROI_FEATURES", "BOX_FEATURES", "PREDICTIONS")
+WARM_UP = 5
+
+
+def frames_per_second(detector: VideoDetector, clip: Path, num_frames: int) -> float:
+    """Of one pass over the first frames of a clip, after some that warm up."""
+    results = detector.detect(clip)
+    for _ in range(WARM_UP):
+        next(results).draw()
+    start = time.perf_counter()
+    for _ in range(num_frames):
+        next(results).draw()
+    taken = time.perf_counter() - start
+    results.close()
+    return num_frames / taken
+
+
+def measure(args: argparse.Namespace) -> None:
+    short, long = args.size
+    size = ["INPUT.MIN_SIZE_TEST", str(short), "INPUT.MAX_SIZE_TEST", str(long)]
+    alone = [word for place in AGGREGATION for word in (f"MODEL.AGGREGATION.{place}", "")]
+    detectors = {
+        "single frame": VideoDetector.from_file(args.weights, options=[*size, *alone]),
+        "temporal": VideoDetector.from_file(args.weights, options=size),
+    }
+    passes: dict[str, list[float]] = {name: [] for name in detectors}
+    for _ in range(args.passes):
+        for name, detector in detectors.items():
+            passes[name].append(frames_per_second(detector, args.input, args.frames))
+    for name, found in passes.items():
+        spread = f"{min(found):.1f} to {max(found):.1f}"
+        print(f"{name}: {statistics.median(found):.1f} frames a second ({spread})")
+    ratios = [one / other for one, other in zip(*passes.values(), strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"a frame takes {statistics.median(ratios):.2f} times its single frame's time ({spread})")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", type=Path, required=True, help="a trained detector's file")
+    parser.add_argument("--input", type=Path, required=True, help="a video")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(320, 512), metavar=("SHORT", "LONG"),
+        help="least of the short side and most of the long one (default: 320 512)",
+    )  # fmt: skip
+    parser.add_argument("--frames", type=int, default=200, help="of a pass (default: 200)")
+    parser.add_argument("--passes", type=int, default=5, help="of each (default: 5)")
+    return exit_status(measure, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
