@@ -6,10 +6,13 @@
     tools/study.py --study S.yaml --output DIR --gpus 0,1,2,3     a run for each GPU
     tools/study.py --study S.yaml --output DIR --dry-run          what would be run
     tools/study.py --study S.yaml --output DIR --tables-only docs/study
+    tools/study.py --study S.yaml --output DIR --kept docs/study  but for what is kept there
+    tools/study.py --study studies/mini_vid_*.yaml --output DIR   several, equal runs made once
 
 However it ends, the same command goes on: finished runs are not repeated, half-done ones resume.
 DIR gets table.md, table.json, table.csv, plots and study_results.json, which holds the metrics of
-all runs and is all that --tables-only needs. docs/studies.md describes the YAML.
+all runs and is all that --tables-only needs; with several studies DIR/NAME gets them.
+docs/studies.md describes the YAML.
 
 Exit status: 0 if all runs are finished, 1 if some failed, 2 for a mistake in the study.
 """
@@ -24,29 +27,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from clab_d2.engine import add_import_option, import_plugins
 from clab_d2.engine.launch import exit_status
-from clab_d2.errors import ConfigError
-from clab_d2.study.plan import Run, Study, load_study
+from clab_d2.errors import ConfigError, DataError
+from clab_d2.study.declared import DeclaredConfigs
+from clab_d2.study.kept import KeptResults
+from clab_d2.study.plan import Study, load_study
 from clab_d2.study.plots import draw_report
+from clab_d2.study.progress import Progress
 from clab_d2.study.report import make_report
-from clab_d2.study.results import (
-    FILE_NAME,
-    Result,
-    collect_results,
-    merge_results,
-    write_results,
-)
-from clab_d2.study.runner import (
-    Runner,
-    Summary,
-    delete_intermediate_checkpoints,
-    make_slots,
-)
-from clab_d2.study.state import DeclaredConfigs, State
-from clab_d2.study.time_left import duration_text
+from clab_d2.study.results import FILE_NAME, Result, merge_results, write_results
+from clab_d2.study.runner import Runner, Summary, delete_intermediate_checkpoints, make_slots
+from clab_d2.study.session import Session
+from clab_d2.study.shared import table_folders
+from clab_d2.study.state import State
 
 EXIT_FAILED_RUNS = 1
 
@@ -55,7 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--study", required=True, metavar="STUDY.yaml", help="what is to be run")
+    parser.add_argument(
+        "--study", required=True, nargs="+", metavar="STUDY.yaml", help="what is to be run"
+    )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder of its runs and tables"
     )
@@ -77,6 +73,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kept",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help=f"{FILE_NAME} files, and folders with such: what is in them, of whatever study, is "
+        "not run again",
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
@@ -109,126 +114,99 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_study(args: argparse.Namespace) -> Study:
-    """The study, of the seeds asked for."""
-    study = load_study(args.study)
+def read_studies(args: argparse.Namespace) -> list[Study]:
+    """The studies, of the seeds asked for."""
+    studies = [load_study(path) for path in args.study]
+    for study in studies:
+        if study.num_gpus != studies[0].num_gpus:
+            raise ConfigError(
+                f"{study.source}: each of its runs takes {study.num_gpus} GPUs (num_gpus), and "
+                f"{studies[0].source} has {studies[0].num_gpus}; run the two apart"
+            )
     if args.seeds is None:
-        return study
-    unknown = [seed for seed in args.seeds if seed not in study.seeds]
-    if unknown:
-        raise ConfigError(f"--seeds: {study.source} has no seed {unknown[0]}; add it there")
-    return dataclasses.replace(study, seeds=tuple(dict.fromkeys(args.seeds)))
+        return studies
+    for seed in args.seeds:
+        if all(seed not in study.seeds for study in studies):
+            names = ", ".join(study.source for study in studies)
+            raise ConfigError(f"--seeds: {names} has no seed {seed}; add it there")
+    seeds = tuple(dict.fromkeys(args.seeds))
+    return [
+        dataclasses.replace(study, seeds=tuple(seed for seed in seeds if seed in study.seeds))
+        for study in studies
+    ]
 
 
-def make_runner(
-    args: argparse.Namespace, study: Study, configs: DeclaredConfigs, progress: Progress
-) -> Runner:
+def make_runner(args: argparse.Namespace, session: Session, progress: Progress) -> Runner:
     for name in ("jobs", "threads"):
         number = getattr(args, name)
         if number is not None and number < 1:
             raise ConfigError(f"--{name} is {number}; it must be at least 1")
     if not args.train_script.is_file():
         raise ConfigError(f"--train-script {args.train_script}: no such file; check the path")
+    studies = [one.study for one in session.planned]
+    num_gpus = studies[0].num_gpus
     gpus = [part.strip() for part in args.gpus.split(",") if part.strip()]
-    flags = ["--num-gpus", str(study.num_gpus)] if study.num_gpus > 1 else []
+    flags = ["--num-gpus", str(num_gpus)] if num_gpus > 1 else []
     for plugin in args.imports:
         flags += ["--import", plugin]
     return Runner(
-        study.runs(args.output),
-        configs,
-        make_slots(args.jobs, gpus, args.threads, study.num_gpus),
+        session.runs,
+        session.configs,
+        make_slots(args.jobs, gpus, args.threads, num_gpus),
         [sys.executable, str(args.train_script)],
         flags=flags,
-        declared_hours=study.hours,
+        declared_hours=dict(pair for study in studies for pair in study.hours_by_kind().items()),
         machine=args.machine,
         tell=progress.tell,
         show=progress.show,
-        on_finished=lambda summary: keep(args, study, configs, summary),
+        on_finished=lambda summary: keep(args, session, summary),
     )
 
 
-def keep(
-    args: argparse.Namespace, study: Study, configs: DeclaredConfigs, summary: Summary
-) -> list[Result]:
-    """Write what there is of results, so that none is lost whatever comes."""
-    results = collect_results(in_order(study.runs(args.output), summary.finished), configs)
-    write_results(args.output / FILE_NAME, study, results)
+def keep(args: argparse.Namespace, session: Session, summary: Summary) -> None:
+    """Write what there is of results, and delete what is not to be kept."""
+    session.write(summary.finished)
     if args.final_checkpoint_only:
         for run in summary.finished:
             delete_intermediate_checkpoints(run)
-    return results
 
 
-def in_order(runs: Sequence[Run], chosen: Sequence[Run]) -> list[Run]:
-    """The chosen runs in the study's order."""
-    folders = {run.folder for run in chosen}
-    return [run for run in runs if run.folder in folders]
-
-
-class Progress:
-    """Lines of what happens, and on a terminal a bar under them."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._bar = tqdm(total=total, unit="run", disable=None, dynamic_ncols=True)
-        self._bar.bar_format = "{n_fmt}/{total_fmt} runs |{bar:20}| {postfix}"
-        self._done = 0
-        self._left: float | None = None
-
-    def tell(self, line: str) -> None:
-        left = "" if self._left is None else f"; about {duration_text(self._left)} left"
-        tqdm.write(f"[{self._done}/{self._total}] {line}{left}")
-        sys.stdout.flush()
-
-    def show(self, summary: Summary, going: Sequence[str], left: float | None) -> None:
-        self._done, self._left = len(summary.finished), left
-        self._bar.n = self._done
-        left_text = "" if left is None else f"{duration_text(left)} left; "
-        self._bar.set_postfix_str(left_text + "; ".join(going))
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def dry_run(args: argparse.Namespace, study: Study, runner: Runner) -> None:
-    """List the runs, their state and the time that they are going to take."""
-    states = runner.states()
-    for run, state in states:
+def list_runs(runner: Runner) -> None:
+    """The runs, their state and the commands."""
+    for run, state in runner.states():
         print(f"{state.value:9}  {run.label}")
         if state is not State.FINISHED:
             print(f"           {shlex.join(runner.command_of(run))}")
-    left = sum(state is not State.FINISHED for _, state in states)
-    seconds = runner.expected(states)
-    time = "an unknown time" if seconds is None else f"about {seconds / 3600:.1f} hours"
-    print(f"{left} of {len(states)} runs are left, which take {time}")
-    if seconds is None:
-        print(f"(no such run is finished yet, and {study.source} has no hours for it)")
 
 
-def make_tables(args: argparse.Namespace, study: Study, results: Sequence[Result]) -> None:
+def make_tables(
+    args: argparse.Namespace, study: Study, folder: Path, results: Sequence[Result]
+) -> None:
     """Write tables and plots, and print the Markdown."""
     report = make_report(study, results, args.confidence)
-    files = [*report.write(args.output), *draw_report(report, args.output)]
+    files = [*report.write(folder), *draw_report(report, folder)]
     print(f"\n{report.markdown()}\nWritten:")
-    for file in (args.output / FILE_NAME, *files):
+    for file in (folder / FILE_NAME, *files):
         print(f"  {file}")
 
 
-def run_study(args: argparse.Namespace, study: Study) -> int:
+def run_studies(args: argparse.Namespace, studies: Sequence[Study]) -> int:
     """Run what is left and make the tables; exit status."""
-    configs = DeclaredConfigs(study)
-    progress = Progress(len(study.runs(args.output)))
+    session = Session(studies, args.output, args.kept)
+    progress = Progress(len(session.runs))
     try:
-        runner = make_runner(args, study, configs, progress)
+        runner = make_runner(args, session, progress)
         if args.dry_run:
-            dry_run(args, study, runner)
+            list_runs(runner)
+        print(session.what_is_left(runner), flush=True)
+        if args.dry_run:
             return 0
         summary = runner.run()
     finally:
         progress.close()
-    results = keep(args, study, configs, summary)
-    if results:
-        make_tables(args, study, results)
+    keep(args, session, summary)
+    for one, results in session.write(summary.finished):
+        make_tables(args, one.study, one.folder, results)
     if summary.signal:
         print("Stopped; the same command goes on", file=sys.stderr)
         return 128 + summary.signal
@@ -239,23 +217,40 @@ def run_study(args: argparse.Namespace, study: Study) -> int:
     return EXIT_FAILED_RUNS if summary.failed else 0
 
 
-def tables_only(args: argparse.Namespace, study: Study) -> None:
-    """Tables and plots of kept results."""
-    paths = args.tables_only or [args.output / FILE_NAME]
-    results, undeclared = merge_results(paths, study)
-    if undeclared:
-        print(f"{undeclared} result(s) of conditions or seeds not in {study.source} are left out")
-    write_results(args.output / FILE_NAME, study, results)
-    make_tables(args, study, results)
+def tables_only(args: argparse.Namespace, studies: Sequence[Study]) -> None:
+    """Tables and plots of kept results, those of equal runs shared among the studies."""
+    folders = table_folders(studies, args.output)
+    paths = args.tables_only or [folder / FILE_NAME for folder in folders]
+    if not args.tables_only and len(studies) > 1:
+        paths = [path for path in paths if path.exists()]
+    made = 0
+    for study, folder in zip(studies, folders, strict=True):
+        configs = DeclaredConfigs(study.num_gpus, needs_datasets=False)
+        others = KeptResults(paths, unless_of=study.name)
+        equal = [result for run in study.runs(folder) for result in others.of(run, configs)]
+        results, undeclared = merge_results(paths, study, equal)
+        if undeclared:
+            print(f"{undeclared} result(s) of conditions or seeds not in {study.source} left out")
+        if not results:
+            print(f"{study.source}: no results of {study.name}, nor of equal runs, are there")
+            continue
+        made += 1
+        write_results(folder / FILE_NAME, study, results)
+        make_tables(args, study, folder, results)
+    if not made:
+        raise DataError(
+            f"--tables-only: no file holds results of {', '.join(s.name for s in studies)}; run "
+            f"it, or name its {FILE_NAME}"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
-    study = read_study(args)
-    if args.tables_only is not None:
-        tables_only(args, study)
-        return 0
+    studies = read_studies(args)
     import_plugins(args.imports)
-    return run_study(args, study)
+    if args.tables_only is not None:
+        tables_only(args, studies)
+        return 0
+    return run_studies(args, studies)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

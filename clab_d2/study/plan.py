@@ -66,6 +66,7 @@ class Run:
         options: KEY, VALUE, ...: all but SEED and OUTPUT_DIR.
         folder: its OUTPUT_DIR.
         training: for an evaluation, the training whose weights it takes.
+        source: the study's file.
     """
 
     label: str
@@ -75,16 +76,22 @@ class Run:
     options: tuple[str, ...]
     folder: Path
     training: Run | None = None
+    source: str = ""
 
     @property
     def kind(self) -> str:
-        """ "training" or "evaluation"."""
-        return "evaluation" if self.training else "training"
+        """ "training" or "evaluation", and of which study: what takes about equally long."""
+        return kind_of_run("evaluation" if self.training else "training", self.source)
 
     @property
     def weights(self) -> Path:
         """The file of weights that a training ends with."""
         return self.folder / "model_final.pth"
+
+
+def kind_of_run(what: str, source: str) -> str:
+    """A "training" or an "evaluation" of a study; see :attr:`Run.kind`."""
+    return f"{what} of {source}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,10 @@ class Study:
     num_gpus: int
     hours: dict[str, float]
 
+    def hours_by_kind(self) -> dict[str, float]:
+        """:attr:`Run.kind` -> expected hours."""
+        return {kind_of_run(what, self.source): hours for what, hours in self.hours.items()}
+
     def conditions(self) -> list[Condition]:
         """Every combination of levels, in the order of the file."""
         return [_names(levels) for levels in _combinations((*self.factors, *self.evaluate))]
@@ -156,6 +167,7 @@ class Study:
                 config=self._config(levels),
                 options=_pairs(options),
                 folder=folder,
+                source=self.source,
             )
             yield training
             for names, changes in tests:
@@ -171,6 +183,7 @@ class Study:
                         ),
                         folder=folder / "evaluations" / folder_name(names.values()),
                         training=training,
+                        source=self.source,
                     )
 
     def _config(self, levels: _Combination) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from clab_d2.errors import DataError
 from clab_d2.io import atomic_write, read_json
+from clab_d2.study.declared import DeclaredConfigs
 from clab_d2.study.plan import Condition, Run, Study
-from clab_d2.study.state import DeclaredConfigs, metrics_files, read_record
+from clab_d2.study.state import metrics_files, read_record
 
 FILE_NAME = "study_results.json"
 FORMAT = "clab_d2 study results"
@@ -29,7 +30,7 @@ class Result:
         dataset: what was evaluated.
         metrics: the content of the run's metrics.json (docs/evaluation.md).
         run: how it came about: "config", "options", and of its computing "seconds", "threads",
-            "machine"; for people, no table depends on it.
+            "machine", for people; and the "digest" of its config, by which other studies know it.
     """
 
     condition: Condition
@@ -66,7 +67,7 @@ def collect_results(finished: Iterable[Run], configs: DeclaredConfigs) -> list[R
 
     Args:
         finished: each training before its evaluations.
-        configs: of the same study.
+        configs: of these runs.
 
     Raises:
         DataError: a metrics.json can't be read.
@@ -81,7 +82,8 @@ def collect_results(finished: Iterable[Run], configs: DeclaredConfigs) -> list[R
         if run.training:
             extra = unreported.pop(run.training.folder, 0)
             record["seconds"] = record.get("seconds", 0) + extra
-        record = {"config": run.config, "options": " ".join(run.options), **record}
+        options = " ".join(run.options)
+        record = {"config": run.config, "options": options, **record, "digest": configs.digest(run)}
         for dataset, file in metrics_files(run, configs.of(run)).items():
             results.append(Result(run.condition, run.seed, dataset, read_json(file), record))
     return results
@@ -158,23 +160,25 @@ def _has_format(path: Path) -> bool:
         return file.read(len(start)) == start
 
 
-def merge_results(paths: Iterable[Path], study: Study) -> tuple[list[Result], int]:
+def merge_results(
+    paths: Iterable[Path], study: Study, equal: Iterable[Result] = ()
+) -> tuple[list[Result], int]:
     """What several files hold of a study: of other machines, seeds or sessions.
 
     Args:
         paths: files, and folders to look through.
         study: whose results are wanted; files of other studies are passed over.
+        equal: results of other studies' equal runs, for those that no file has of this one.
 
     Returns:
         The results of declared conditions and seeds, in the declared order, and the number of
         those that the study does not declare.
 
     Raises:
-        DataError: no file has any, or two have different metrics of one run.
+        DataError: two files have different metrics of one run.
     """
     merged: dict[Any, tuple[Result, Path]] = {}
-    files = find_result_files(paths)
-    for file in files:
+    for file in find_result_files(paths):
         name, results = read_results(file)
         for result in results if name == study.name else []:
             other, where = merged.setdefault(result.key, (result, file))
@@ -184,16 +188,14 @@ def merge_results(paths: Iterable[Path], study: Study) -> tuple[list[Result], in
                     f"{file}: its metrics of {label} on {result.dataset} differ from those in "
                     f"{where}; keep one of the two"
                 )
+    found = {result.key: result for result in equal} | {
+        key: result for key, (result, _) in merged.items()
+    }
     order = [tuple(sorted(condition.items())) for condition in study.conditions()]
     known = [
         result
-        for result, _ in merged.values()
+        for result in found.values()
         if result.key[0] in order and result.seed in study.seeds
     ]
-    if not known:
-        raise DataError(
-            f"{study.source}: none of {len(files)} file(s) holds results of {study.name}; run the "
-            f"study, or name its {FILE_NAME}"
-        )
     known.sort(key=lambda result: (order.index(result.key[0]), result.seed))
-    return known, len(merged) - len(known)
+    return known, len(found) - len(known)

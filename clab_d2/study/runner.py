@@ -18,9 +18,9 @@ from typing import IO
 from clab_d2.engine.launch import USER_ERRORS
 from clab_d2.errors import ConfigError
 from clab_d2.io import write_json
+from clab_d2.study.declared import DeclaredConfigs
 from clab_d2.study.plan import Run
 from clab_d2.study.state import (
-    DeclaredConfigs,
     State,
     examine,
     iterations_done,
@@ -147,12 +147,12 @@ class Runner:
     ) -> None:
         """
         Args:
-            runs: of :meth:`Study.runs`: each training before its evaluations.
-            configs: of the same study.
+            runs: with a folder each, every training before its evaluations.
+            configs: of these runs.
             slots: where runs can go on side by side.
             command: the training script, with its interpreter.
             flags: more options for it.
-            declared_hours: of the study.
+            declared_hours: :attr:`Run.kind` -> hours.
             machine: a name to note with each run; "" for the config's device.
             tell: gets a line at each start and end of a run.
             show: gets what is done, the labels of what is going on, and the seconds left, every

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import enum
-import functools
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
 
-from clab_d2.config import get_clab_cfg
-from clab_d2.engine import load_config
-from clab_d2.engine.schedule import scale_schedule
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import read_json
-from clab_d2.study.plan import Run, Study
-
-# Keys that change no figure: where a run is, on what, and how often it says so.
-_IRRELEVANT = {
-    "OUTPUT_DIR", "MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "VIS_PERIOD",
-    "LOG.SERVICES", "LOG.PROJECT", "LOG.PICTURES",
-}  # fmt: skip
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from clab_d2.study.declared import IRRELEVANT, Declared, config_values, default_values
+from clab_d2.study.plan import Run
 
 
 class State(enum.Enum):
@@ -35,64 +22,6 @@ class State(enum.Enum):
     TO_DO = "to do"
     HALF_DONE = "half-done"
     FINISHED = "finished"
-
-
-@dataclass(frozen=True)
-class Declared:
-    """The config that a run is declared to have.
-
-    Attributes:
-        values: whole key -> value, as YAML reads them.
-        datasets: those that are evaluated.
-        max_iter: iterations of its training.
-        evaluates_midway: whether metrics are written before the training's end, too.
-    """
-
-    values: Mapping[str, Any]
-    datasets: tuple[str, ...]
-    max_iter: int
-    evaluates_midway: bool
-
-
-class DeclaredConfigs:
-    """The configs of a study's runs, each combination of file and options read once."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        self._read: dict[tuple[str, tuple[str, ...]], Declared] = {}
-
-    def of(self, run: Run) -> Declared:
-        """A run's config, read and validated.
-
-        Raises:
-            ConfigError, DataError: one line that names the study and the run.
-        """
-        # A seed makes no other config, and the weights to evaluate may not be there yet.
-        options = run.options[:-2] if run.training else run.options
-        key = run.config, options
-        if key not in self._read:
-            try:
-                cfg = load_config(run.config, list(options))
-                if cfg.MODEL.TRUST_WEIGHTS:
-                    raise ConfigError(
-                        "MODEL.TRUST_WEIGHTS would let files of weights run code; leave it False "
-                        "in a study, and convert such files by tools/convert_checkpoint.py"
-                    )
-                self._read[key] = _declared(cfg, self._study.num_gpus)
-            except (ConfigError, DataError) as error:
-                raise type(error)(f"{self._study.source}: {run.label}: {error}") from None
-        return self._read[key]
-
-
-def _declared(cfg: CfgNode, num_gpus: int) -> Declared:
-    if not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST is empty, so there would be no metrics; name a dataset")
-    return Declared(
-        values=_leaves(_yaml(cfg.dump())),
-        datasets=tuple(cfg.DATASETS.TEST),
-        max_iter=scale_schedule(cfg, num_gpus).SOLVER.MAX_ITER,
-        evaluates_midway=cfg.TEST.EVAL_PERIOD > 0,
-    )
 
 
 def metrics_files(run: Run, declared: Declared) -> dict[str, Path]:
@@ -140,38 +69,17 @@ def _is_last_evaluation(run: Run, declared: Declared) -> bool:
 def _difference(run: Run, declared: Declared, written: Path) -> str:
     """The first key in which a run's own config differs from the declared one; "" for none."""
     try:
-        own = _leaves(_yaml(written.read_text(encoding="utf-8")))
+        own = config_values(written.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{written}: cannot be read ({' '.join(str(error).split())})") from None
     wanted = {**declared.values, "SEED": run.seed}
-    ignored = _IRRELEVANT | ({"MODEL.WEIGHTS"} if run.training else set())
+    ignored = IRRELEVANT | ({"MODEL.WEIGHTS"} if run.training else set())
     # A key that came with a later version has its default in earlier runs.
-    own = {**_defaults(), **own}
+    own = {**default_values(), **own}
     for key in sorted((wanted.keys() | own.keys()) - ignored):
         if wanted.get(key) != own.get(key):
             return f"{key} is {own.get(key)!r} there and {wanted.get(key)!r} in the study"
     return ""
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return _leaves(_yaml(get_clab_cfg().dump()))
-
-
-def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # a SafeLoader
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        raise ValueError("holds no KEY: VALUE pairs")
-    leaves: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
 
 
 def iterations_done(run: Run) -> int:

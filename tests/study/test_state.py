@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.study.declared import Declared
 from clab_d2.study.plan import Run
-from clab_d2.study.state import Declared, State, examine, iterations_done
+from clab_d2.study.state import State, examine, iterations_done
 
 DECLARED = Declared({"SOLVER.MAX_ITER": 9, "NEW.KEY": 3}, ("a", "b"), 9, False)
 ALSO_THERE = {"SEED": 1, "OUTPUT_DIR": "elsewhere", "NEW": {"KEY": 3}}
@@ -17,7 +18,7 @@ ALSO_THERE = {"SEED": 1, "OUTPUT_DIR": "elsewhere", "NEW": {"KEY": 3}}
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("clab_d2.study.state._defaults", dict)
+    monkeypatch.setattr("clab_d2.study.state.default_values", dict)
     return Run("a run", {}, 1, "c.yaml", (), tmp_path / "run")
 
 
@@ -61,7 +62,7 @@ def test_a_key_that_is_newer_than_the_run_has_its_default_there(
     leave(run, SOLVER={"MAX_ITER": 9}, NEW={})
     with pytest.raises(ConfigError, match=r"NEW\.KEY is None there"):
         examine(run, DECLARED)
-    monkeypatch.setattr("clab_d2.study.state._defaults", lambda: {"NEW.KEY": 3})
+    monkeypatch.setattr("clab_d2.study.state.default_values", lambda: {"NEW.KEY": 3})
     assert examine(run, DECLARED) is State.HALF_DONE
 
 

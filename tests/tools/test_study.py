@@ -50,7 +50,7 @@ def test_a_grid_is_run_and_its_tables_say_what_it_shows(
     kept = json.loads((study.output / "study_results.json").read_text())
     assert len(kept["results"]) == 4
     assert kept["results"][0]["run"].keys() == {
-        "config", "options", "seconds", "threads", "machine",
+        "config", "options", "seconds", "threads", "machine", "digest",
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "[0/4] low, seed 1: started" in printed
