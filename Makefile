@@ -6,6 +6,8 @@ VENV ?= .venv
 # More arguments for pip, for example another index with a torch for your CUDA
 PIP_ARGS ?=
 TEST_ARGS ?= -q --durations=15 -n 2 --dist loadfile
+# More arguments for tools/study.py, as --jobs 2, --gpus 0,1, --kept docs/study or --dry-run
+STUDY_ARGS ?=
 # In a process of their own: after hundreds of other tests, a process that has these runtimes
 # loaded died without a word. No test of TEST_ARGS (pytest's status 5) is no failure there.
 EXPORT_TESTS := tests/tools/test_export_model.py
@@ -18,7 +20,7 @@ UNFINISHED := $(VENV)/.unfinished
 PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -qq $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo demo-clip bench docs lint clean
+.PHONY: help venv test demo demo-clip bench study docs lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/make \1 \t\2/' | expand -t 20
@@ -41,6 +43,13 @@ demo-clip: venv ## detect in a real clip
 
 bench: venv ## measure speed and memory
 	$(RUN) tools/benchmark.py --runtimes
+
+study: venv ## run every study of Mini VID and of a real street: many hours; goes on if stopped
+	$(RUN) datasets/make_mini_vid.py --output datasets/mini_vid
+	@[ -e datasets/real_clips/bikes.mp4 ] || ln -s "$$($(RUN) -c \
+	  'from clab_d2.sample_clips import find_clip; print(find_clip("bikes.mp4"))')" datasets/real_clips/bikes.mp4
+	$(RUN) tools/study.py --study studies/mini_vid_*.yaml studies/own_videos.yaml \
+	  --output output/study $(STUDY_ARGS)
 
 docs: venv ## build the documentation site into output/site
 	@$(PIP_INSTALL) -c constraints.txt -r docs/requirements.txt

@@ -1,8 +1,10 @@
 """Studies: a declared grid of runs with seeds, and what their figures show.
 
-:mod:`plan` reads a study's YAML and lists its runs, :mod:`state` tells what of them is there,
-:mod:`runner` runs the rest, :mod:`results` keeps their metrics, and :mod:`statistics`,
-:mod:`report` and :mod:`plots` make tables and pictures of them. docs/studies.md is for users.
+:mod:`plan` reads a study's YAML and lists its runs, :mod:`declared` reads their configs,
+:mod:`state` tells what of them is there, :mod:`runner` runs the rest, :mod:`results` keeps their
+metrics, :mod:`kept` finds those of earlier sessions, :mod:`shared` lets several studies have runs in
+common, :mod:`session` puts these together, and :mod:`statistics`, :mod:`report` and :mod:`plots`
+make tables and pictures. docs/studies.md is for users.
 """
 
 from clab_d2.study.plan import Run, Study, load_study
