@@ -2,9 +2,9 @@
 
 :mod:`plan` reads a study's YAML and lists its runs, :mod:`declared` reads their configs,
 :mod:`state` tells what of them is there, :mod:`runner` runs the rest, :mod:`results` keeps their
-metrics, :mod:`kept` finds those of earlier sessions, :mod:`shared` lets several studies have runs in
-common, :mod:`session` puts these together, and :mod:`statistics`, :mod:`report` and :mod:`plots`
-make tables and pictures. docs/studies.md is for users.
+metrics, :mod:`kept` finds those of earlier sessions, :mod:`shared` lets several studies have runs
+in common, :mod:`session` puts these together, and :mod:`statistics`, :mod:`report` and
+:mod:`plots` make tables and pictures. docs/studies.md is for users.
 """
 
 from clab_d2.study.plan import Run, Study, load_study
