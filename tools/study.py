@@ -72,7 +72,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--seeds", type=int, nargs="+", metavar="S", help="run only these of the study's seeds"
     )
     parser.add_argument(
-        "--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)"
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="of the intervals (default: %(default)s)",
     )
     parser.add_argument(
         "--kept",
@@ -80,8 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="PATH",
-        help=f"{FILE_NAME} files, and folders with such: what is in them, of whatever study, is "
-        "not run again",
+        help=f"{FILE_NAME} files and folders with such: what they hold is not run again",
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
