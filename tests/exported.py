@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from clab_d2.engine.config_file import load_config
+from clab_d2.modeling import TemporalDense
 from clab_d2.video import FrameResult
 
 
@@ -28,10 +29,25 @@ def random_detector(cfg: CfgNode) -> nn.Module:
     """Its scores and boxes differ from each other, unlike those of a model as it is initialised."""
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    if isinstance(model, TemporalDense):
+        _spread_predictions(model)
+        return model
     model.roi_heads.box_predictor.cls_score.weight.mul_(60)
     model.roi_heads.box_predictor.bbox_pred.weight.mul_(20)
     model.proposal_generator.rpn_head.objectness_logits.weight.mul_(20)
     return model
+
+
+def _spread_predictions(model: TemporalDense) -> None:
+    """Of a one-stage detector."""
+    network = model.dense_head.head
+    for convs, factor in ((network.cls_score, 60), (network.bbox_pred, 20)):
+        for conv in convs if isinstance(convs, nn.ModuleList) else [convs]:
+            conv.weight.mul_(factor)
+            if factor == 60:
+                conv.bias.zero_()
+    if model.prediction_aggregation is not None:
+        model.prediction_aggregation.output.weight.mul_(60)
 
 
 def moving_noise(seed: int, num_frames: int, height: int, width: int) -> list[np.ndarray]:

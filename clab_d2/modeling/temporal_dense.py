@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from clab_d2.modeling.frame_groups import joined_maps, same_size
 from clab_d2.modeling.part_results import check_sequence, check_tensor
 from clab_d2.modeling.reference_memory import FrameFeatures, References
 from clab_d2.modeling.temporal_detector import TemporalDetector
+
+if TYPE_CHECKING:
+    from clab_d2.modeling.export.base import ExportGraphs
 
 
 @META_ARCH_REGISTRY.register()
@@ -237,6 +240,12 @@ class TemporalDense(TemporalDetector):
             self.score_thresh, self.nms_thresh, self.detections_per_image,
         )  # fmt: skip
         return instances
+
+    def export_graphs(self) -> ExportGraphs:
+        """See :meth:`TemporalDetector.export_graphs`."""
+        from clab_d2.modeling.export.one_stage import export_one_stage
+
+        return export_one_stage(self)
 
 
 def _classes_by_overlap(selected: Instances, target: Instances) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.proposal_generator import RPN
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from clab_d2.errors import ConfigError
+from clab_d2.modeling.export.anchors import ExportedAnchors
+from clab_d2.modeling.export.boxes import apply_deltas, clip_boxes, not_repeated
 
 
 class ExportedRPN(nn.Module):
@@ -23,19 +23,13 @@ class ExportedRPN(nn.Module):
             rpn: the detector's, with Detectron2's own anchors.
         """
         super().__init__()
-        if not isinstance(rpn, RPN) or not isinstance(
-            rpn.anchor_generator, DefaultAnchorGenerator
-        ):
+        if not isinstance(rpn, RPN):
             raise ConfigError(
-                f"MODEL.PROPOSAL_GENERATOR.NAME {type(rpn).__name__} can't be exported; an RPN "
-                "with MODEL.ANCHOR_GENERATOR.NAME DefaultAnchorGenerator can"
+                f"MODEL.PROPOSAL_GENERATOR.NAME {type(rpn).__name__} can't be exported; an RPN can"
             )
         self.head = rpn.rpn_head
         self.in_features = list(rpn.in_features)
-        for level, anchors in enumerate(rpn.anchor_generator.cell_anchors):
-            self.register_buffer(f"cell_anchors_{level}", anchors.detach().clone())
-        self.strides = list(rpn.anchor_generator.strides)
-        self.offset = rpn.anchor_generator.offset
+        self.anchors = ExportedAnchors(rpn.anchor_generator)
         self.weights = tuple(rpn.box2box_transform.weights)
         self.scale_clamp = float(rpn.box2box_transform.scale_clamp)
         self.before_nms = rpn.pre_nms_topk[False]
@@ -82,7 +76,7 @@ class ExportedRPN(nn.Module):
             image_size: (2,).
         """
         num_anchors, height, width = logits.shape
-        anchors = self._anchors(level, height, width)
+        anchors = self.anchors(level, height, width)
         scores = logits.permute(1, 2, 0).flatten()
         deltas = deltas.view(num_anchors, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
         # A map may have fewer positions than are taken: none of these rows counts.
@@ -95,49 +89,5 @@ class ExportedRPN(nn.Module):
         sizes = boxes[:, 2:] - boxes[:, :2]
         there = (sizes > self.min_size).all(dim=1) & (scores > -torch.inf)
         boxes = boxes * there[:, None]  # one that is none overlaps nothing
-        # They are in order: whole numbers that fall are their scores, of which no two are alike.
-        ranks = torch.arange(pad, 0, -1, dtype=boxes.dtype, device=boxes.device)
-        kept = nms(boxes, ranks, self.nms_threshold)
-        chosen = torch.zeros_like(ranks).index_fill(0, kept, 1.0)
-        return boxes, torch.where((chosen > 0) & there, scores, -torch.inf)
-
-    def _anchors(self, level: int, height: int, width: int) -> Tensor:
-        """(h * w * A, 4), as :class:`DefaultAnchorGenerator` numbers them."""
-        cell = getattr(self, f"cell_anchors_{level}")
-        stride = self.strides[level]
-        rows = (torch.arange(height, device=cell.device) + self.offset) * stride
-        columns = (torch.arange(width, device=cell.device) + self.offset) * stride
-        x = columns[None, :].expand(height, width)
-        y = rows[:, None].expand(height, width)
-        shifts = torch.stack([x, y, x, y], dim=2).reshape(-1, 1, 4).to(cell.dtype)
-        return (shifts + cell).reshape(-1, 4)
-
-
-def apply_deltas(
-    deltas: Tensor, boxes: Tensor, weights: Sequence[float], scale_clamp: float
-) -> Tensor:
-    """Boxes moved and scaled: Detectron2's ``Box2BoxTransform.apply_deltas``, which is compiled by
-    torch.jit and so can't be traced.
-
-    Args:
-        deltas: (N, 4 * K).
-        boxes: (N, 4), xyxy.
-        weights: of dx, dy, dw, dh.
-        scale_clamp: greatest logarithm of a change of size.
-
-    Returns:
-        (N, 4 * K).
-    """
-    size = (boxes[:, 2:] - boxes[:, :2])[:, None]
-    centre = boxes[:, None, :2] + 0.5 * size
-    by_class = deltas.view(len(deltas), -1, 4)
-    centre = by_class[..., :2] / deltas.new_tensor(weights[:2]) * size + centre
-    scale = (by_class[..., 2:] / deltas.new_tensor(weights[2:])).clamp(max=scale_clamp)
-    half = 0.5 * (scale.exp() * size)
-    return torch.cat([centre - half, centre + half], dim=2).flatten(1)
-
-
-def clip_boxes(boxes: Tensor, image_size: Tensor) -> Tensor:
-    """Boxes (..., 4) within an image of (height, width)."""
-    limit = image_size.flip(0).repeat(2)
-    return torch.minimum(boxes.clamp(min=0), limit)
+        chosen = not_repeated(boxes, self.nms_threshold)
+        return boxes, torch.where(chosen & there, scores, -torch.inf)

@@ -6,68 +6,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import assign_boxes_to_levels
-from detectron2.structures import Boxes
-from torch import Tensor, nn
-from torchvision.ops import roi_align
+from torch import Tensor
 
 from clab_d2.errors import ConfigError
-from clab_d2.layers.roi_pooling import FastROIPooler
 from clab_d2.modeling.export.base import ExportGraphs, FrameGraph, KeyFrameGraph
-from clab_d2.modeling.export.proposals import ExportedRPN, apply_deltas
+from clab_d2.modeling.export.boxes import apply_deltas
+from clab_d2.modeling.export.pooling import ExportedPooler, by_level
+from clab_d2.modeling.export.proposals import ExportedRPN
 from clab_d2.modeling.roi_heads.temporal_roi_heads import TemporalROIHeads
 
 if TYPE_CHECKING:
     from clab_d2.modeling.temporal_rcnn import TemporalRCNN
 
 _OWN = ("boxes", "valid", "roi_features")
-
-
-class ExportedPooler(nn.Module):
-    """RoIAlign of one image over one or several levels; every level for every RoI."""
-
-    def __init__(self, pooler: FastROIPooler) -> None:
-        super().__init__()
-        if not all(isinstance(level, ROIAlign) for level in pooler.level_poolers):
-            raise ConfigError(
-                "MODEL.ROI_BOX_HEAD.POOLER_TYPE can't be exported; ROIAlign and ROIAlignV2 can"
-            )
-        self.pooler = pooler
-        self.aligned = bool(pooler.level_poolers[0].aligned)
-
-    def levels(self, boxes: Tensor) -> Tensor | None:
-        """(R,) the level of each box; None where there is one level."""
-        pooler = self.pooler
-        if len(pooler.scales) == 1:
-            return None
-        return assign_boxes_to_levels(
-            [Boxes(boxes)],
-            pooler.min_level,
-            pooler.max_level,
-            pooler.canonical_box_size,
-            pooler.canonical_level,
-        )
-
-    def forward(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """(1, C, h, w) for each level, (R, 4) -> (R, C, S, S)."""
-        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-        pooler = self.pooler
-        pooled = [
-            roi_align(feature, rois, pooler.output_size, scale, pooler.sampling_ratio, self.aligned)
-            for feature, scale in zip(maps, pooler.scales, strict=True)
-        ]
-        return by_level(pooled, self.levels(boxes))
-
-
-def by_level(results: Sequence[Tensor], levels: Tensor | None) -> Tensor:
-    """Of results (R, ...) computed for each level, each RoI's own."""
-    chosen = results[0]
-    for level, result in enumerate(results[1:], start=1):
-        assert levels is not None
-        is_here = (levels == level).view(-1, *(1,) * (result.dim() - 1))
-        chosen = torch.where(is_here, result, chosen)
-    return chosen
 
 
 class RCNNFrameGraph(FrameGraph):

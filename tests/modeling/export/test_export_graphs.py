@@ -21,6 +21,20 @@ from clab_d2.runtime.sessions import GraphSession
 from clab_d2.video import VideoDetector
 from clab_d2.video.exported_model import ExportedClipModel
 
+_STAGES = ["res3", "res4", "res5"]
+# The pyramid of configs/OwnVideos and of configs/Lite, with their other parts tiny.
+PYRAMID = ("MODEL.RESNETS.OUT_FEATURES", _STAGES, "MODEL.FPN.IN_FEATURES", _STAGES,
+           "MODEL.BACKBONE.BOTTOM_UP", "build_resnet_backbone")  # fmt: skip
+LIGHT_PYRAMID = (
+    *PYRAMID, "MODEL.BACKBONE.NAME", "build_light_fpn_backbone", "MODEL.RPN.IN_FEATURES",
+    ["p3", "p4", "p5"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4"],
+    "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64]],
+)  # fmt: skip
+DENSE_PYRAMID = (
+    *PYRAMID, "MODEL.BACKBONE.NAME", "build_fpn_backbone", "MODEL.FPN.OUT_CHANNELS", 32,
+    "MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5"], "MODEL.DENSE.POOLER_RESOLUTION", 3,
+)  # fmt: skip
+
 
 class TorchSession(GraphSession):
     """A graph by PyTorch."""
@@ -64,6 +78,14 @@ def by_graphs(cfg: CfgNode, model: Any) -> VideoDetector:
         ("selsa_quick", ("TEST.REFERENCES.SAMPLING", "fixed")),
         ("faster_rcnn_quick", ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.3)),
         ("clab_fpn_quick", ()),
+        ("clab_fpn_quick", LIGHT_PYRAMID),
+        ("dense_quick", ()),
+        ("dense_quick", ("MODEL.DENSE.TOWERS", "Separable", "MODEL.AGGREGATION.PREDICTIONS", "")),
+        ("dense_quick", ("MODEL.DENSE.HEAD", "RetinaNet", "MODEL.DENSE.POOLER_RESOLUTION", 3)),
+        ("dense_quick", DENSE_PYRAMID),
+        # More than there are: padded.
+        ("dense_quick", ("MODEL.DENSE.SELECT.NUM", 90, "MODEL.DENSE.SELECT.NUM_CANDIDATES", 90,
+                         "MODEL.DENSE.SELECT.NMS_THRESH", 0.3)),
         # More than there are: padded.
         ("clab_quick", ("MODEL.RPN.POST_NMS_TOPK_TEST", 90, "MODEL.RPN.NMS_THRESH", 0.3)),
     ],
