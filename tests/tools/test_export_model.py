@@ -75,11 +75,31 @@ def single(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Exporte
     return Exported(weights, folder / "out")
 
 
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Exported:
+    """A one-stage detector on the pyramid of configs/Lite, for frames of any size."""
+    folder = tmp_path_factory.mktemp("dense")
+    config_file = repo_root / "configs" / "quick_schedules" / "dense_quick.yaml"
+    stages = ["res3", "res4"]
+    weights = write_model(
+        folder / "model.pth", config_file, "MODEL.BACKBONE.NAME", "build_light_fpn_backbone",
+        "MODEL.BACKBONE.BOTTOM_UP", "build_resnet_backbone", "MODEL.FPN.OUT_CHANNELS", 32,
+        "MODEL.RESNETS.OUT_FEATURES", stages, "MODEL.FPN.IN_FEATURES", stages,
+        "MODEL.DENSE.TOWERS", "Separable", "MODEL.RETINANET.IN_FEATURES", ["p3", "p4"],
+    )  # fmt: skip
+    assert export_model.main(["--weights", str(weights), "--output", str(folder / "out")]) == 0
+    return Exported(weights, folder / "out")
+
+
+@pytest.mark.parametrize("kind", ["clab", "dense"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_detections_are_pytorchs_on_two_videos(clab: Exported, runtime: str) -> None:
+def test_detections_are_pytorchs_on_two_videos(
+    kind: str, runtime: str, request: pytest.FixtureRequest
+) -> None:
     pytest.importorskip(runtime)
-    detector = VideoDetector.from_file(clab.weights, device="cpu")
-    exported = VideoDetector.from_file(clab.folder, runtime=runtime)
+    model: Exported = request.getfixturevalue(kind)
+    detector = VideoDetector.from_file(model.weights, device="cpu")
+    exported = VideoDetector.from_file(model.folder, runtime=runtime)
     assert exported.class_names == NAMES
     for video, mode in ((moving_noise(1, 7, 64, 96), "offline"),
                         (moving_noise(2, 6, 130, 90), "online")):  # fmt: skip
