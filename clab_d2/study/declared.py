@@ -133,10 +133,14 @@ def config_values(text: str) -> dict[str, Any]:
     return _leaves(yaml.load(text, _Loader))  # a SafeLoader
 
 
-@functools.cache
 def default_values() -> dict[str, Any]:
-    """Whole key -> default, of all keys."""
-    return config_values(get_clab_cfg().dump())
+    """Whole key -> default, of all keys, those of plug-ins included that are imported by now."""
+    return _parsed(get_clab_cfg().dump())
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(text: str) -> dict[str, Any]:
+    return config_values(text)
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

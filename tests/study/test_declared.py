@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+from detectron2.config import CfgNode
 
+from clab_d2 import config
 from clab_d2.study.declared import Declared, default_values
 
 
@@ -61,3 +63,15 @@ def test_a_key_of_a_later_version_at_its_default(monkeypatch: pytest.MonkeyPatch
 def test_an_evaluation_goes_by_its_training_instead_of_a_file() -> None:
     files = [digest("abc", MODEL__WEIGHTS=path) for path in ("a.pth", "/b/c.pth")]
     assert files[0] == files[1] != digest("abd", MODEL__WEIGHTS="a.pth")
+
+
+def test_a_key_of_a_plug_in_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the defaults were asked for before the plug-in was imported."""
+
+    def extend(cfg: CfgNode) -> None:
+        cfg.MODEL.OF_A_PLUG_IN = 3
+
+    earlier = digest(SOLVER__BASE_LR=0.123)
+    monkeypatch.setattr(config, "_extensions", {"plug-in": extend})
+    assert digest(SOLVER__BASE_LR=0.123, MODEL__OF_A_PLUG_IN=3) == earlier
+    assert digest(SOLVER__BASE_LR=0.123, MODEL__OF_A_PLUG_IN=4) != earlier
