@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import time
 from abc import abstractmethod
 from collections import defaultdict
@@ -50,6 +51,7 @@ class ServiceWriter(EventWriter):
         self, output_dir: str, project: str, config: Mapping[str, Any], resumes: bool
     ) -> None:
         self._last_iteration = -1
+        self._failing = False
         id_file = Path(output_dir, f"{self.name}_run_id")
         known = id_file.read_text(encoding="utf-8") if resumes and id_file.is_file() else None
         with _one_line_errors(self.name):
@@ -69,8 +71,8 @@ class ServiceWriter(EventWriter):
         """Send values of one iteration."""
 
     @abstractmethod
-    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
-        """Send a picture, (H, W, 3) RGB of uint8."""
+    def _log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        """See :meth:`log_picture`."""
 
     def write(self) -> None:
         """Send what is new since the last time."""
@@ -80,8 +82,31 @@ class ServiceWriter(EventWriter):
             if iteration > self._last_iteration:
                 new[iteration][name] = float(value)
         for iteration in sorted(new):
-            self._log(new[iteration], iteration)
+            with self._training_goes_on():
+                self._log(new[iteration], iteration)
             self._last_iteration = iteration
+
+    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        """Send a picture, (H, W, 3) RGB of uint8."""
+        with self._training_goes_on():
+            self._log_picture(name, picture, iteration)
+
+    @contextmanager
+    def _training_goes_on(self) -> Iterator[None]:
+        """A service that fails costs what it was to get, not the training; told at the first time,
+        and again after it has worked in between."""
+        try:
+            yield
+        except Exception as error:
+            if not self._failing:
+                logger.warning(
+                    "LOG.SERVICES %s: %s; training goes on, and metrics.json has all values",
+                    self.name,
+                    _reason(error),
+                )
+            self._failing = True
+        else:
+            self._failing = False
 
 
 class WandbWriter(ServiceWriter):
@@ -110,7 +135,7 @@ class WandbWriter(ServiceWriter):
     def _log(self, values: Mapping[str, float], iteration: int) -> None:
         self._run.log({**values, "iteration": iteration})
 
-    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+    def _log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
         import wandb
 
         self._run.log({name: wandb.Image(picture), "iteration": iteration})
@@ -145,14 +170,22 @@ class MlflowWriter(ServiceWriter):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        metrics = [Metric(name, value, now, iteration) for name, value in values.items()]
+        metrics = [
+            Metric(_mlflow_name(name), value, now, iteration) for name, value in values.items()
+        ]
         self._client.log_batch(self._run_id, metrics=metrics)
 
-    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
-        self._client.log_image(self._run_id, picture, key=name, step=iteration, synchronous=True)
+    def _log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        key = _mlflow_name(name)
+        self._client.log_image(self._run_id, picture, key=key, step=iteration, synchronous=True)
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
+
+
+def _mlflow_name(name: str) -> str:
+    """A name as MLflow takes it: class names may hold what it refuses."""
+    return re.sub(r"[^\w\-./ ]", "_", name)
 
 
 SERVICES: dict[str, type[ServiceWriter]] = {
@@ -203,10 +236,14 @@ def _one_line_errors(service: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"LOG.SERVICES {service}: {reason}; {_REMEDIES[service]}, or take it out of the config"
+            f"LOG.SERVICES {service}: {_reason(error)}; {_REMEDIES[service]}, or take it out of "
+            "the config"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 _REMEDIES = {

@@ -39,8 +39,8 @@ class Recorder(ServiceWriter):
     def _log(self, values: Mapping[str, float], iteration: int) -> None:
         self.sent.append((iteration, dict(values)))
 
-    def log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
-        raise NotImplementedError
+    def _log_picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        raise ConnectionError("no\nroute")
 
 
 def test_each_value_is_sent_once_with_its_iteration(tmp_path: Path) -> None:
@@ -124,6 +124,35 @@ def test_services_begun_are_ended_where_another_refuses(
     with pytest.raises(ConfigError, match=r"LOG.SERVICES mlflow: no server"):
         build_service_writers(cfg, resumes=False)
     assert len(closed) == 1
+
+
+def test_a_service_that_fails_midway_costs_its_values_not_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Recorder):
+        def _log(self, values: Mapping[str, float], iteration: int) -> None:
+            if iteration in (1, 2, 4):
+                raise ConnectionError("no\nroute")
+            super()._log(values, iteration)
+
+    writer = Failing(str(tmp_path), "p", {}, resumes=False)
+    with caplog.at_level(logging.WARNING), EventStorage(0) as storage:
+        for iteration in range(5):
+            storage.put_scalar("loss", float(iteration), smoothing_hint=False)
+            writer.write()
+            storage.step()
+        writer.log_picture("detections", np.zeros((2, 2, 3), np.uint8), 4)
+    assert [iteration for iteration, _ in writer.sent] == [0, 3]
+    said = "LOG.SERVICES recorder: no route; training goes on, and metrics.json has all values"
+    assert [record.getMessage() for record in caplog.records] == [said] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("vid/AP50-fast", "vid/AP50-fast"), ("AP50-car (red)", "AP50-car _red_"), ("a:b", "a_b")],
+)
+def test_names_as_mlflow_takes_them(name: str, taken: str) -> None:
+    assert service_writers._mlflow_name(name) == taken
 
 
 def config_for(service: str, output: Path) -> Any:
