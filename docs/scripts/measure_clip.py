@@ -16,6 +16,7 @@ from pathlib import Path
 
 from clab_d2 import VideoDetector
 from clab_d2.engine.launch import exit_status
+from clab_d2.errors import DataError
 
 # What makes a detector temporal
 AGGREGATION = ("MAPS", "ROI_FEATURES", "BOX_FEATURES", "PREDICTIONS")
@@ -23,16 +24,20 @@ WARM_UP = 5
 
 
 def frames_per_second(detector: VideoDetector, clip: Path, num_frames: int) -> float:
-    """Of one pass over the first frames of a clip, after some that warm up."""
-    results = detector.detect(clip)
-    for _ in range(WARM_UP):
-        next(results).draw()
-    start = time.perf_counter()
-    for _ in range(num_frames):
-        next(results).draw()
-    taken = time.perf_counter() - start
-    results.close()
-    return num_frames / taken
+    """Of one pass over the first frames of a clip, after some that warm up.
+
+    Raises:
+        DataError: the clip has fewer.
+    """
+    start, drawn = 0.0, 0
+    for result in detector.detect(clip):
+        result.draw()
+        drawn += 1
+        if drawn == WARM_UP:
+            start = time.perf_counter()
+        elif drawn == WARM_UP + num_frames:
+            return num_frames / (time.perf_counter() - start)
+    raise DataError(f"{clip}: has {drawn} frames; give --frames of {drawn - WARM_UP} at most")
 
 
 def measure(args: argparse.Namespace) -> None:
