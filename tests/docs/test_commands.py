@@ -49,6 +49,7 @@ SCRIPTS = {
     "tools/make_demo.py": "tests/tools/test_make_demo.py",
     "datasets/make_mini_vid.py": "tests/datasets/test_mini_vid_generator.py",
     "docs/scripts/measure_parity.py": "tests/test_golden_detections.py",
+    "docs/scripts/measure_clip.py": "tests/docs/test_measure_clip.py",
     "docs/scripts/measure_postprocessing.py": "tests/docs/test_measure_postprocessing.py",
     "docs/scripts/make_moving_picture.py": "tests/docs/test_make_moving_picture.py",
     "docs/scripts/measure_stream.py": None,  # measures speed, for docs/performance.md
