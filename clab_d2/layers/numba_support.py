@@ -26,6 +26,7 @@ _PIECES = 4
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
@@ -97,22 +98,33 @@ def in_parallel(function: Callable[..., None], count: int, *arguments: Any) -> N
     _share_out(lambda piece: function(*arguments, *piece), pieces, threads)
 
 
-def each_on_one_thread(function: Callable[[Item], None], items: Sequence[Item]) -> None:
+def each_on_one_thread(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Call a function for each item, on as many threads as PyTorch takes, which in turn takes one
-    for each call.
+    for each call. Gradients and autocast are on or off as in the caller's thread.
 
     For work that goes from PyTorch's operators to loops and back: an operator on several threads
     leaves them spinning for a while, in wait for the next one, where the loops want to run.
+
+    Returns:
+        What the calls return, in the items' order.
     """
-    threads = torch.get_num_threads()
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    results: dict[int, Result] = {}
+
+    def call(number: int) -> None:
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=autocast):
+            results[number] = function(items[number])
+
     torch.set_num_threads(1)
     try:
-        _share_out(function, items, threads)
+        _share_out(call, range(len(items)), threads)
     finally:
         torch.set_num_threads(threads)
+    return [results[number] for number in range(len(items))]
 
 
-def _share_out(function: Callable[[Item], None], items: Sequence[Item], threads: int) -> None:
+def _share_out(function: Callable[[Item], object], items: Sequence[Item], threads: int) -> None:
     left = iter(items)
 
     def work() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -33,19 +35,39 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
         numba_support.in_parallel(fail, 10)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_each_item_is_done_once_on_one_thread(threads):
+@pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_each_item_is_done_once_on_one_thread(threads: int) -> None:
     done = []
-    try:
-        numba_support.each_on_one_thread(
-            lambda item: done.append((item, torch.get_num_threads())), range(7)
-        )
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+
+    def note(item: int) -> int:
+        done.append((item, torch.get_num_threads()))
+        return -item
+
+    assert numba_support.each_on_one_thread(note, range(7)) == [-item for item in range(7)]
+    assert torch.get_num_threads() == threads
     assert sorted(done) == [(item, 1) for item in range(7)]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_items_see_the_callers_modes(threads: int, grad: bool, dtype: torch.dtype | None) -> None:
+    a = torch.ones(2, 2, requires_grad=True)
+
+    def product(item: int) -> torch.Tensor:
+        time.sleep(0.01)  # so that every thread gets some
+        return a @ a
+
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        products = numba_support.each_on_one_thread(product, range(6))
+    assert [one.requires_grad for one in products] == [grad] * 6
+    assert [one.dtype for one in products] == [dtype or torch.float32] * 6
 
 
 def test_an_error_for_an_item_reaches_the_caller(monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ class MostSimilar(NamedTuple):
 # (correlation of a tile (h * w, tile), its first position, greatest products so far (N, K), their
 # positions (N, K)) -> the greatest products with those of the tile among them, their positions
 Merge = Callable[[Tensor, int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# Calls a function for each map, and gives what it gives, in order
+ForEach = Callable[[Callable[[Tensor], MostSimilar], Sequence[Tensor]], Iterable[MostSimilar]]
 
 
 def normalized_rows(rows: Tensor) -> Tensor:
@@ -48,6 +50,7 @@ def search_by_tiles(
     k: int,
     merge: Merge,
     tile: int,
+    for_each: ForEach = map,
 ) -> list[MostSimilar]:
     """Search each reference map for what is most similar to the RoI bins, tile by tile.
 
@@ -62,16 +65,18 @@ def search_by_tiles(
         k: how many positions to take of each map; all, where it has fewer.
         merge: interpolates a tile's correlation, and keeps the greatest products.
         tile: positions to correlate at a time.
+        for_each: goes over the maps.
     """
     bin_norms = bins.norm(dim=1, dtype=torch.promote_types(bins.dtype, torch.float32))
     key_rows = key_rows.contiguous()
-    found = []
-    for rows in unit_rows:
+
+    def search_map(rows: Tensor) -> MostSimilar:
         shape = (len(bins), min(k, len(rows)))
         values = bin_norms.new_full(shape, -torch.inf)
         positions = torch.zeros(shape, dtype=torch.long, device=values.device)
         for start in range(0, len(rows), tile):
             correlation = row_products(key_rows, rows[start : start + tile])
             values, positions = merge(correlation, start, values, positions)
-        found.append(MostSimilar(positions, values / (bin_norms[:, None] + NORM_EPS)))
-    return found
+        return MostSimilar(positions, values / (bin_norms[:, None] + NORM_EPS))
+
+    return list(for_each(search_map, unit_rows))

@@ -89,12 +89,6 @@ def search(
         tile: reference positions to correlate at a time.
     """
     lists = merge_samples(interpolation.positions, interpolation.weights.float())
-    if unit_rows is None:
-        unit_rows = [normalized_rows(rows) for rows in references]
-    threads = torch.get_num_threads()
-    # Other threads know nothing of autocast.
-    if threads > 1 and len(unit_rows) >= 2 * threads and not torch.is_autocast_enabled("cpu"):
-        return _search_by_maps(bins, key_rows, lists, unit_rows, k, tile)
 
     def merge(
         correlation: Tensor, start: int, values: Tensor, positions: Tensor
@@ -102,35 +96,9 @@ def search(
         keep_greatest(correlation.float(), lists, start, values, positions)
         return values, positions
 
-    return search_by_tiles(bins, key_rows, unit_rows, k, merge, tile)
-
-
-def _search_by_maps(
-    bins: Tensor,
-    key_rows: Tensor,
-    lists: SampleLists,
-    unit_rows: Sequence[Tensor],
-    k: int,
-    tile: int,
-) -> list[MostSimilar]:
-    """The same, each thread with maps of its own."""
-    loops = numba_support.load_loops(LOOPS)
-    arrays = [tensor.numpy() for tensor in lists]
-
-    def merge(
-        correlation: Tensor, start: int, values: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        products = correlation.float().numpy()
-        loops.search_bins(
-            products, *arrays, start, values.numpy(), positions.numpy(), 0, len(values)
-        )
-        return values, positions
-
-    found: dict[int, MostSimilar] = {}
-
-    @torch.no_grad()
-    def search_map(number: int) -> None:
-        (found[number],) = search_by_tiles(bins, key_rows, [unit_rows[number]], k, merge, tile)
-
-    numba_support.each_on_one_thread(search_map, range(len(unit_rows)))
-    return [found[number] for number in range(len(unit_rows))]
+    if unit_rows is None:
+        unit_rows = [normalized_rows(rows) for rows in references]
+    # Few maps would leave some threads with nothing to do.
+    several_each = len(unit_rows) >= 2 * torch.get_num_threads()
+    for_each = numba_support.each_on_one_thread if several_each else map
+    return search_by_tiles(bins, key_rows, unit_rows, k, merge, tile, for_each)
