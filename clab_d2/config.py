@@ -70,6 +70,11 @@ def extend_config(function: Callable[[CN], None]) -> Callable[[CN], None]:
     return function
 
 
+def extensions() -> tuple[Callable[[CN], None], ...]:
+    """The functions that plug-ins have given to :func:`extend_config` by now."""
+    return tuple(_extensions.values())
+
+
 def _add_data_keys(cfg: CN) -> None:
     # Datasets of one's own: [[name, CocoVID JSON, image root], ...]; the JSON gives their classes.
     # The image root holds frames or video files.

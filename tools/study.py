@@ -32,14 +32,14 @@ from clab_d2.engine.launch import exit_status
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.study.declared import DeclaredConfigs
 from clab_d2.study.kept import KeptResults
-from clab_d2.study.plan import Study, load_study
+from clab_d2.study.plan import Run, Study, load_study
 from clab_d2.study.plots import draw_report
 from clab_d2.study.progress import Progress
 from clab_d2.study.report import make_report
 from clab_d2.study.results import FILE_NAME, Result, merge_results, write_results
 from clab_d2.study.runner import Runner, Summary, delete_intermediate_checkpoints, make_slots
 from clab_d2.study.session import Session
-from clab_d2.study.shared import table_folders
+from clab_d2.study.shared import PlannedStudy, table_folders
 from clab_d2.study.state import State
 
 EXIT_FAILED_RUNS = 1
@@ -166,17 +166,20 @@ def make_runner(args: argparse.Namespace, session: Session, progress: Progress) 
     )
 
 
-def keep(args: argparse.Namespace, session: Session, summary: Summary) -> None:
-    """Write what there is of results, and delete what is not to be kept."""
-    session.write(summary.finished)
+def keep(
+    args: argparse.Namespace, session: Session, summary: Summary
+) -> list[tuple[PlannedStudy, list[Result]]]:
+    """Write what there is of results, and delete what is not to be kept; the studies with any."""
+    written = session.write(summary.finished)
     if args.final_checkpoint_only:
         for run in summary.finished:
             delete_intermediate_checkpoints(run)
+    return written
 
 
-def list_runs(runner: Runner) -> None:
+def list_runs(runner: Runner, states: Sequence[tuple[Run, State]]) -> None:
     """The runs, their state and the commands."""
-    for run, state in runner.states():
+    for run, state in states:
         print(f"{state.value:9}  {run.label}")
         if state is not State.FINISHED:
             print(f"           {shlex.join(runner.command_of(run))}")
@@ -199,16 +202,16 @@ def run_studies(args: argparse.Namespace, studies: Sequence[Study]) -> int:
     progress = Progress(len(session.runs))
     try:
         runner = make_runner(args, session, progress)
+        states = runner.states()
         if args.dry_run:
-            list_runs(runner)
-        print(session.what_is_left(runner), flush=True)
+            list_runs(runner, states)
+        print(session.what_is_left(states, runner.expected(states)), flush=True)
         if args.dry_run:
             return 0
         summary = runner.run()
     finally:
         progress.close()
-    keep(args, session, summary)
-    for one, results in session.write(summary.finished):
+    for one, results in keep(args, session, summary):
         make_tables(args, one.study, one.folder, results)
     if summary.signal:
         print("Stopped; the same command goes on", file=sys.stderr)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 
-from clab_d2.config import get_clab_cfg
+from clab_d2.config import extensions, get_clab_cfg
 from clab_d2.engine import load_config
 from clab_d2.engine.schedule import scale_schedule
 from clab_d2.errors import ConfigError, DataError
@@ -135,12 +135,12 @@ def config_values(text: str) -> dict[str, Any]:
 
 def default_values() -> dict[str, Any]:
     """Whole key -> default, of all keys, those of plug-ins included that are imported by now."""
-    return _parsed(get_clab_cfg().dump())
+    return _defaults_with(extensions())
 
 
-@functools.lru_cache(maxsize=4)
-def _parsed(text: str) -> dict[str, Any]:
-    return config_values(text)
+@functools.lru_cache(maxsize=4)  # 10 ms a time, and a study asks for each of its runs
+def _defaults_with(extended_by: tuple[Callable[[CfgNode], None], ...]) -> dict[str, Any]:
+    return config_values(get_clab_cfg().dump())
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

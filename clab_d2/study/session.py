@@ -9,7 +9,6 @@ from clab_d2.study.declared import DeclaredConfigs
 from clab_d2.study.kept import KeptResults
 from clab_d2.study.plan import Run, Study
 from clab_d2.study.results import FILE_NAME, Result, write_results
-from clab_d2.study.runner import Runner
 from clab_d2.study.shared import PlannedStudy, plan_studies, runs_to_make
 from clab_d2.study.state import State
 
@@ -49,11 +48,12 @@ class Session:
                 found.append((one, results))
         return found
 
-    def what_is_left(self, runner: Runner) -> str:
+    def what_is_left(self, states: Sequence[tuple[Run, State]], seconds: float | None) -> str:
         """Lines on how many runs are left, and the time that they are going to take.
 
         Args:
-            runner: of :attr:`runs`.
+            states: of :attr:`runs`.
+            seconds: expected for those that are not finished; None where it isn't known.
         """
         lines = []
         if self.kept.without_digest:
@@ -70,9 +70,7 @@ class Session:
             lines.append(
                 f"{len(self.planned)} studies of {len(declared)} runs; equal ones are made once"
             )
-        states = runner.states()
         left = sum(state is not State.FINISHED for _, state in states)
-        seconds = runner.expected(states)
         time = "an unknown time" if seconds is None else f"about {seconds / 3600:.1f} hours"
         lines.append(f"{left} of {len(states)} runs are left, which take {time}")
         if seconds is None:
