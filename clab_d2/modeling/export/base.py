@@ -9,8 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+from clab_d2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clab_d2.modeling.temporal_detector import TemporalDetector
+
+
+def refuse_map_aggregation(model: TemporalDetector) -> None:
+    """What is aggregated before there are proposals would take a graph between the two.
+
+    Raises:
+        ConfigError: the detector aggregates maps.
+    """
+    if model.map_aggregation is not None:
+        raise ConfigError(
+            f"MODEL.AGGREGATION.MAPS {type(model.map_aggregation).__name__} can't be exported"
+        )
 
 
 class FrameGraph(nn.Module):

@@ -15,7 +15,12 @@ from clab_d2.modeling.dense_heads.base import DenseHead
 from clab_d2.modeling.dense_heads.box_features import BoxFeatures
 from clab_d2.modeling.dense_heads.selection import Selection
 from clab_d2.modeling.export.anchors import ExportedAnchors
-from clab_d2.modeling.export.base import ExportGraphs, FrameGraph, KeyFrameGraph
+from clab_d2.modeling.export.base import (
+    ExportGraphs,
+    FrameGraph,
+    KeyFrameGraph,
+    refuse_map_aggregation,
+)
 from clab_d2.modeling.export.boxes import (
     apply_deltas,
     apply_linear_deltas,
@@ -213,10 +218,7 @@ def export_one_stage(model: TemporalDense) -> ExportGraphs:
     Raises:
         ConfigError: it has a part that has no form for other runtimes.
     """
-    if model.map_aggregation is not None:
-        raise ConfigError(
-            f"MODEL.AGGREGATION.MAPS {type(model.map_aggregation).__name__} can't be exported"
-        )
+    refuse_map_aggregation(model)
     frame = DenseFrameGraph(model)
     references: dict[str, int] = {}
     if model.head_needs_references:

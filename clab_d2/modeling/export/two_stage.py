@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from clab_d2.errors import ConfigError
-from clab_d2.modeling.export.base import ExportGraphs, FrameGraph, KeyFrameGraph
+from clab_d2.modeling.export.base import (
+    ExportGraphs,
+    FrameGraph,
+    KeyFrameGraph,
+    refuse_map_aggregation,
+)
 from clab_d2.modeling.export.boxes import apply_deltas
 from clab_d2.modeling.export.pooling import ExportedPooler, by_level
 from clab_d2.modeling.export.proposals import ExportedRPN
@@ -129,10 +134,7 @@ def export_two_stage(model: TemporalRCNN) -> ExportGraphs:
     Raises:
         ConfigError: it has a part that has no form for other runtimes.
     """
-    if model.map_aggregation is not None:
-        raise ConfigError(
-            f"MODEL.AGGREGATION.MAPS {type(model.map_aggregation).__name__} can't be exported"
-        )
+    refuse_map_aggregation(model)
     heads = model.roi_heads
     if type(heads) is not TemporalROIHeads:
         raise ConfigError(
