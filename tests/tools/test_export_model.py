@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from encoded_videos import encode, moving_pictures, play
 from exported import assert_alike, moving_noise, random_config, random_detector
 from tool_modules import import_tool
 
+from clab_d2.benchmark import Setting
 from clab_d2.checkpoint.model_file import ModelCard, write_model_file
 from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.export.quantize import quantize_backbone
+from clab_d2.export.runtime_benchmark import PYTORCH, compare_runtimes, rows
 from clab_d2.runtime.description import Description
 from clab_d2.runtime.model import ExportedModel
 from clab_d2.runtime.sessions import RUNTIMES
@@ -115,6 +118,15 @@ def test_a_folder_for_one_size(single: Exported, runtime: str) -> None:
     assert_alike(exported.detect(video), detector.detect(video), least=20)
     with pytest.raises(DataError, match="exported for 64x96; export it without --size"):
         list(exported.detect(moving_noise(3, 2, 96, 64)))
+
+
+def test_runtimes_are_timed_side_by_side(config_file: str) -> None:
+    installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
+    cfg = random_config(config_file)
+    taken = compare_runtimes(Setting(cfg, (64, 96), num_references=2), num_keys=2)
+    assert list(taken) == [PYTORCH, *installed]
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in taken.values())
+    assert [row["runtime"] for row in rows(taken)] == list(taken)
 
 
 def test_the_demo_without_pytorch(clab: Exported, tmp_path: Path, repo_root: Path) -> None:
