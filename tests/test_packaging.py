@@ -193,5 +193,8 @@ def test_citation_and_changelog_are_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == clab_d2.__version__
     assert citation["license"] == "Apache-2.0"
+    paper = citation["preferred-citation"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert paper["title"] in readme and paper["authors"][0]["family-names"] in readme
     headings = re.findall(r"^## (\S+?),", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert headings[0] == clab_d2.__version__

@@ -22,9 +22,9 @@ CSS = """
 #status { min-height: 1.6em; }
 #videos video { max-height: 60vh; }
 #table, #table > * { overflow-x: auto; }
-#table table { width: 100%; border-collapse: collapse; }
+#table table { width: 100%; border-collapse: collapse; border: 0; }
 #table th, #table td { padding: 0.35em 0.6em; text-align: left; white-space: nowrap; border: 0; }
-#table tr { border-bottom: 1px solid var(--border-color-primary); }
+#table tr { border: 0; border-bottom: 1px solid var(--border-color-primary); }
 @media (max-width: 640px) {
   #videos { flex-direction: column; }
   #videos > * { width: 100%; }

@@ -52,6 +52,7 @@ SCRIPTS = {
     "docs/scripts/measure_clip.py": "tests/docs/test_measure_clip.py",
     "docs/scripts/measure_postprocessing.py": "tests/docs/test_measure_postprocessing.py",
     "docs/scripts/make_moving_picture.py": "tests/docs/test_make_moving_picture.py",
+    "docs/scripts/take_serve_pictures.py": "tests/web/test_page_in_browser.py",
     "docs/scripts/measure_stream.py": None,  # measures speed, for docs/performance.md
     "docs/scripts/draw_architecture.py": None,  # draws a figure of the docs
     "docs/scripts/draw_method.py": "tests/docs/test_method.py",

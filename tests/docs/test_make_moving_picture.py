@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,20 +10,15 @@ import pytest
 from encoded_videos import moving_pictures
 from PIL import Image
 from stub_detector import NotingModel, make_cfg
+from tool_modules import import_docs_script
 
 from clab_d2.errors import ConfigError
 from clab_d2.video import VideoDetector
 
-SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "scripts" / "make_moving_picture.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_moving_picture", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_docs_script("make_moving_picture")
 
 
 def test_the_scene_is_that_with_most_objects(script: ModuleType) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 from detectron2.modeling import build_model
 from encoded_videos import encode, moving_pictures
+from tool_modules import import_docs_script
 
 from clab_d2.checkpoint.model_file import ModelCard, write_model_file
 from clab_d2.checkpoint.portable_config import config_to_plain
@@ -18,12 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_both_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "measure_clip", ROOT / "docs" / "scripts" / "measure_clip.py"
-    )
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = import_docs_script("measure_clip")
     config = ROOT / "configs" / "quick_schedules" / "clab_quick.yaml"
     cfg = load_config(str(config), ["MODEL.DEVICE", "cpu"])
     names = [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from tool_modules import import_tool
+from tool_modules import import_docs_script, import_tool
 
 from clab_d2.evaluation.comparison import Spread
 
-SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "scripts" / "measure_postprocessing.py"
 BEGIN, END = (f"<!-- {w}: docs/scripts/measure_postprocessing.py -->" for w in ("begin", "end"))
-
-
-def import_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_postprocessing", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_dataset(folder: Path) -> None:
@@ -48,7 +37,7 @@ def test_tables_hold_what_evaluate_says(tmp_path, capsys) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     arguments = ["--annotations", str(tmp_path / "truth.json")]
-    script = import_script()
+    script = import_docs_script("measure_postprocessing")
     assert (
         script.main([*arguments, "--group", f"mine={tmp_path}/p*.json", "--page", str(page)]) == 0
     )
@@ -84,6 +73,7 @@ def test_a_page_without_its_place_is_refused(tmp_path, capsys) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing\n")
     arguments = ["--annotations", str(tmp_path / "truth.json"), "--page", str(page)]
+    script = import_docs_script("measure_postprocessing")
     with pytest.raises(SystemExit):
-        import_script().main([*arguments, "--group", f"mine={tmp_path}/p*.json"])
+        script.main([*arguments, "--group", f"mine={tmp_path}/p*.json"])
     assert "needs the two comments" in capsys.readouterr().err

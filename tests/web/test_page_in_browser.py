@@ -18,7 +18,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from encoded_videos import encode, moving_pictures, play
+from PIL import Image
 from stub_detector import NotingModel
+from tool_modules import import_docs_script
 
 from clab_d2.engine.launch import load_config
 from clab_d2.video import VideoDetector
@@ -180,6 +182,19 @@ def test_from_upload_to_download(
     while files_of(served.workspace.root) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not files_of(served.workspace.root)  # the visitor has gone
+
+
+def test_pictures_of_the_docs(served: Served, browser: Any, clip: Path, tmp_path: Path) -> None:
+    """docs/scripts/take_serve_pictures.py goes the same way."""
+    script = import_docs_script("take_serve_pictures")
+    look = script.LOOKS[0]
+    assert look.compares
+    shot = script.take(browser, served.url, look, ["one", "two"], clip)
+    path = tmp_path / "serve.jpg"
+    script.save_small(shot, path, look.picture_width)
+    with Image.open(path) as picture:
+        assert picture.width == look.picture_width
+        assert picture.height > 700  # down to the downloads
 
 
 def test_what_is_refused_is_told(served: Served, browser: Any, tmp_path: Path) -> None:
