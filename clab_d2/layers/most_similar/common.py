@@ -14,7 +14,7 @@ from clab_d2.layers.matrix_product import row_products
 NORM_EPS = 1e-10
 # Reference positions searched at a time: large enough for an efficient product, small enough for
 # the tile's similarities to stay in cache.
-TILE = 512
+TILE = 640
 
 
 class MostSimilar(NamedTuple):
