@@ -317,6 +317,11 @@ def _add_solver_keys(cfg: CN) -> None:
     # Below 1, each of its layers has a learning rate this much smaller than the next deeper one's.
     cfg.SOLVER.LAYER_DECAY = 1.0
 
+    # Above 0: an exponential moving average of the weights, of which each iteration keeps this
+    # part, is evaluated and written as the final model. It averages over some 1 / (1 - EMA_DECAY)
+    # iterations, which should be a small part of the training.
+    cfg.SOLVER.EMA_DECAY = 0.0
+
     # Iterations between two lines of progress (and two rows of metrics.json).
     cfg.SOLVER.LOG_PERIOD = 20
 

@@ -22,6 +22,7 @@ from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.checkpoint.sources import local_path
 from clab_d2.data.catalog import difference_of_classes
 from clab_d2.engine.published_weights import place_published
+from clab_d2.engine.weight_average import average_in
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.io import atomic_write
 
@@ -122,7 +123,9 @@ class VIDCheckpointer(DetectionCheckpointer):
             torch.save(data, file)
         self.tag_last_checkpoint(path.name)
 
-    def save_model(self, name: str, iterations: int, metrics: Mapping[str, Any]) -> None:
+    def save_model(
+        self, name: str, model: nn.Module, iterations: int, metrics: Mapping[str, Any]
+    ) -> None:
         """Write the model alone, ``<save_dir>/<name>.pth`` and ``.safetensors``, to use anywhere.
 
         It has no state of the optimizer and, of the contrastive branch, which only a training uses,
@@ -131,16 +134,17 @@ class VIDCheckpointer(DetectionCheckpointer):
 
         Args:
             name: file name without its extension.
+            model: this checkpointer's, or the average of its weights.
             iterations: how many the model was trained for.
             metrics: of its evaluation, nested; empty if there was none.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         self._remove_leftovers()
-        kept = _prefixes_of_appearance(self.model)
+        kept = _prefixes_of_appearance(model)
         weights = {
             name: value
-            for name, value in self.model.state_dict().items()
+            for name, value in model.state_dict().items()
             if not name.startswith(BRANCH_PREFIX) or name.startswith(kept)
         }
         card = self.card
@@ -223,7 +227,9 @@ class VIDCheckpointer(DetectionCheckpointer):
         if content is None:
             content = load_weights_file(filename, trusted=self.trusted)
         if "model" in content:
-            loaded = content
+            # A training goes on from its weights; whatever else begins here gets their average.
+            average = None if self._resuming else average_in(content)
+            loaded = content if average is None else {**content, "model": average}
         elif "model_state" in content:  # pycls
             loaded = {"model": content["model_state"]}
         elif "state_dict" in content:

@@ -258,6 +258,10 @@ def _check_solver(cfg: CfgNode) -> None:
     _at_least("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH, 1)
     _at_least("SOLVER.CHECKPOINT_PERIOD", solver.CHECKPOINT_PERIOD, 1)
     _at_least("SOLVER.LOG_PERIOD", solver.LOG_PERIOD, 1)
+    if not 0 <= solver.EMA_DECAY < 1:
+        raise ConfigError(
+            f"SOLVER.EMA_DECAY is {solver.EMA_DECAY}; it must be from 0 (no average) to less than 1"
+        )
     _at_least("MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES, 1)
     if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
         raise ConfigError(

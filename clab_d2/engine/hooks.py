@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
+from torch import nn
 
 from clab_d2.data.training_order import ClipOrder
 from clab_d2.engine.checkpointer import VIDCheckpointer
@@ -112,14 +113,19 @@ class FinalModel(HookBase):
     """
 
     def __init__(
-        self, checkpointer: VIDCheckpointer, metrics: Callable[[], Mapping[str, Any]]
+        self,
+        checkpointer: VIDCheckpointer,
+        model: nn.Module,
+        metrics: Callable[[], Mapping[str, Any]],
     ) -> None:
         """
         Args:
             checkpointer: writes the file.
+            model: what goes into it.
             metrics: those of the last evaluation of this process, empty if there was none.
         """
         self._checkpointer = checkpointer
+        self._model = model
         self._metrics = metrics
 
     def after_step(self) -> None:
@@ -134,7 +140,9 @@ class FinalModel(HookBase):
         del self._metrics  # likely a method of the trainer, which must not be kept alive
 
     def _write(self, metrics: Mapping[str, Any]) -> None:
-        self._checkpointer.save_model("model_final", self.trainer.max_iter, metrics)
+        self._checkpointer.save_model(
+            "model_final", self._model, self.trainer.max_iter, metrics
+        )
 
 
 class DataOrder(HookBase):

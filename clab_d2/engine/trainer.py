@@ -61,6 +61,7 @@ from clab_d2.engine.schedule import Schedule, scale_schedule
 from clab_d2.engine.service_writers import ServiceWriter, build_service_writers
 from clab_d2.engine.size_check import finest_stride
 from clab_d2.engine.test_time_augmentation import with_test_time_augmentation
+from clab_d2.engine.weight_average import WeightAverage
 from clab_d2.errors import DataError, DivergenceError
 from clab_d2.evaluation import VIDEvaluator
 from clab_d2.evaluation.pictures import DetectionPictures, number_to_draw
@@ -108,6 +109,8 @@ class Trainer(DefaultTrainer):
             cfg, self.model, purpose="train", trainer=weakref.proxy(self)
         )
         _tell_if_not_enough(self.checkpointer.card)
+        decay = cfg.SOLVER.EMA_DECAY
+        self._average = WeightAverage(_bare(self.model), decay) if decay else None
         self.register_hooks(self.build_hooks())
 
     # ---------------------------------------------------------------- parts
@@ -180,6 +183,8 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
         ]
+        if self._average is not None:
+            built.append(self._average)
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             built.append(self._build_precise_bn())
         if comm.is_main_process():
@@ -189,7 +194,7 @@ class Trainer(DefaultTrainer):
         noted = os.path.join(cfg.OUTPUT_DIR, "last_evaluation")
         built.append(PeriodicEvaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, noted))
         if comm.is_main_process():
-            built.append(FinalModel(self.checkpointer, self._metrics))
+            built.append(FinalModel(self.checkpointer, self._model_to_use, self._metrics))
         return built
 
     def build_writers(self) -> list[EventWriter]:
@@ -212,11 +217,16 @@ class Trainer(DefaultTrainer):
         cfg.DATALOADER.NUM_WORKERS = 0
         loader = self.build_train_loader(cfg, _bare(self.model))
         num_iter = cfg.TEST.PRECISE_BN.NUM_ITER
-        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter)
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self._model_to_use, loader, num_iter)
+
+    @property
+    def _model_to_use(self) -> nn.Module:
+        """What is evaluated, and the final model."""
+        return _bare(self.model) if self._average is None else self._average.model
 
     def _evaluate(self) -> dict[str, Any]:
         evaluators = [self._build_evaluator_with_pictures(n) for n in self.cfg.DATASETS.TEST]
-        self._last_eval_results = self.test(self.cfg, self.model, evaluators)
+        self._last_eval_results = self.test(self.cfg, self._model_to_use, evaluators)
         return self._last_eval_results
 
     def _build_evaluator_with_pictures(self, dataset_name: str) -> DatasetEvaluator:

@@ -56,6 +56,7 @@ def test_config_without_contradictions(cfg: CfgNode) -> None:
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "CLIP_TYPE", "full_model"),
         (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD", "at least 1"),
         (["SOLVER.LOG_PERIOD", "0"], "SOLVER.LOG_PERIOD", "at least 1"),
+        (["SOLVER.EMA_DECAY", "1.0"], "SOLVER.EMA_DECAY", "less than 1"),
         (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED", "GPU"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "4"], "REFERENCE_WORLD_SIZE", "multiple"),
         (["DATALOADER.SAMPLER_TRAIN", "Nope"], "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"),

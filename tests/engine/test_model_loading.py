@@ -33,7 +33,7 @@ def written(folder: Path, repo_root: Path, loss: str, *options: str) -> Path:
     card = ModelCard(config_to_plain(cfg), names)
     model = build_model(cfg)
     assert model.contrastive_branch is not None
-    VIDCheckpointer(model, str(folder), card=card).save_model("model_final", 1, {})
+    VIDCheckpointer(model, str(folder), card=card).save_model("model_final", model, 1, {})
     return folder / "model_final.pth"
 
 

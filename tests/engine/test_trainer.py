@@ -251,6 +251,64 @@ def test_what_the_evaluation_needs_is_missed_before_the_first_iteration(
     Trainer(cfg)
 
 
+class Averaging(Trainer):
+    """Notes the weight that is evaluated."""
+
+    evaluated: ClassVar[list[float]] = []
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        cls.evaluated.append(model.weight[0].item())
+        return {"vid": {"AP50": 1.0}}
+
+
+def weights_in(path: Path) -> torch.Tensor:
+    return torch.load(path)["model"]["weight"]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_average_of_weights_is_evaluated_and_kept(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    cfg.SOLVER.EMA_DECAY = 0.75
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    cfg.SOLVER.BASE_LR = 0.05
+    monkeypatch.setattr(Averaging, "evaluated", [])
+    if resumed:
+        train(cfg, stop_before=7)
+    trainer = Averaging(cfg)
+    trainer.resume_or_load(resumed)
+    trainer.train()
+
+    folder = Path(cfg.OUTPUT_DIR)
+    trained = [weights_in(folder / f"model_{number:07d}.pth") for number in range(12)]
+    average = trained[0]
+    for weight in trained[1:]:
+        average = 0.75 * average + 0.25 * weight
+    assert (average - trained[-1]).abs().max() > 0.01
+    torch.testing.assert_close(weights_in(folder / "model_final.pth"), average)
+    assert Averaging.evaluated == [pytest.approx(average[0].item())]
+
+    # What is not a training that goes on begins with the average of a checkpoint.
+    for purpose in ("inference", "train"):
+        model = Trainer.build_model(cfg)
+        checkpointer = Trainer.build_checkpointer(cfg, model, purpose=purpose)
+        checkpointer.load(str(folder / "model_0000011.pth"), checkpointables=[])
+        torch.testing.assert_close(model.weight.data, average)
+
+
+def test_a_training_without_an_average_goes_on_with_one(cfg: CfgNode) -> None:
+    train(cfg, stop_before=7)
+    cfg.SOLVER.EMA_DECAY = 0.75
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    train(cfg, resume=True)
+    folder = Path(cfg.OUTPUT_DIR)
+    average = weights_in(folder / "model_0000005.pth")
+    for number in range(6, 12):
+        average = 0.75 * average + 0.25 * weights_in(folder / f"model_{number:07d}.pth")
+    torch.testing.assert_close(weights_in(folder / "model_final.pth"), average)
+
+
 def test_log_period(cfg: CfgNode) -> None:
     cfg.SOLVER.LOG_PERIOD = 5
     cfg.SOLVER.MAX_ITER = 10
