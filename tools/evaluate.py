@@ -48,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--annotations", required=True, metavar="GT.json", help="the truth, COCO or CocoVID"
     )
     parser.add_argument(
-        "--predictions", nargs="+", default=[], metavar="P.json", help="one file a run"
+        "--predictions", nargs="+", default=[], metavar="P.json",
+        help="one file a run, or one folder of files, such as tools/detect_videos.py writes",
     )
     parser.add_argument(
         "--labels",

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,12 +183,23 @@ def load_results(path: str | os.PathLike[str], truth: GroundTruth | None = None)
     """Read a COCO result list piece by piece, so that memory goes to arrays and not to dicts.
 
     Args:
-        path: the file.
+        path: the file, or a folder of such files, at any depth, which are taken together: those
+            that ``tools/detect_videos.py`` writes, one a video.
         truth: gives their ids to entries that name a video and a frame of it.
 
     Raises:
-        DataError: the file is missing, no JSON or no such list, or names an unknown video.
+        DataError: a file is missing, no JSON or no such list, or names an unknown video.
     """
+    if not Path(path).is_dir():
+        return _load_file(path, truth)
+    whole = (file for file in Path(path).rglob("*.json") if ".partial" not in file.suffixes)
+    files = sorted(file for file in whole if not file.is_dir())
+    if not files:
+        raise DataError(f"{path}: the folder holds no .json; name a folder of COCO result lists")
+    return COCOResults.join([_load_file(file, truth) for file in files])
+
+
+def _load_file(path: str | os.PathLike[str], truth: GroundTruth | None) -> COCOResults:
     refuse_special_file(path)
     source = str(path)
     lookup = FrameLookup(truth) if truth is not None else None

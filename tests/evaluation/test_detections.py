@@ -62,8 +62,10 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, truth):
     for read in (lambda path: Detections.from_file(path, truth), GroundTruth.from_file):
         with pytest.raises(DataError, match=r"pipe.json: a named pipe, not a file"):
             read(tmp_path / "pipe.json")
-        with pytest.raises(DataError, match=r"folder.json: cannot be read \(Is a directory\)"):
-            read(tmp_path / "folder.json")
+    with pytest.raises(DataError, match=r"folder.json: the folder holds no .json"):
+        Detections.from_file(tmp_path / "folder.json", truth)
+    with pytest.raises(DataError, match=r"folder.json: cannot be read \(Is a directory\)"):
+        GroundTruth.from_file(tmp_path / "folder.json")
 
 
 def test_large_whole_numbers_are_numbers(truth):

@@ -202,6 +202,21 @@ def test_tracks(data, tmp_path, capsys):
     assert tool.main([*arguments, "--predictions", str(path)]) == 0
     assert json.loads(output.read_text())["tracks"] == figures
 
+    # A file for each video, as tools/detect_videos.py writes them.
+    folder = tmp_path / "results"
+    (folder / "deep").mkdir(parents=True)
+    for number, video in enumerate(sorted({entry["video"] for entry in tracked})):
+        file = folder / ("deep" if number else "") / f"{number}.mp4.json"
+        file.write_text(json.dumps([entry for entry in tracked if entry["video"] == video]))
+    (folder / "broken_off.partial.json").write_text("[")
+    assert number > 0
+    assert tool.main([*arguments, "--predictions", str(folder)]) == 0
+    assert json.loads(output.read_text())["tracks"] == figures
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert tool.main([*arguments, "--predictions", str(empty)]) == 2
+    assert "the folder holds no .json" in capsys.readouterr().err
+
     assert tool.main([*arguments, "--predictions", str(data / "predictions.json")]) == 2
     assert "no detection has a track_id" in capsys.readouterr().err
 
