@@ -29,6 +29,7 @@ from clab_d2.errors import ConfigError, DataError
 from clab_d2.video import FORMATS, find_videos
 from clab_d2.video.command_line import (
     add_appearance,
+    add_runtime_option,
     add_score_threshold,
     add_shots,
     check_score_threshold,
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", required=True, metavar="W", help="the trained model")
+    add_runtime_option(parser)
     parser.add_argument("--input", required=True, metavar="FOLDER", help="the videos, see above")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="gets the results")
     parser.add_argument(
@@ -111,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         track=args.track or False,
         appearance=args.appearance,
         shots=args.shots or None,
+        runtime=args.runtime,
     )
     todo = {video: outputs[video] for video in left}
     each = detect_each_on_ray(job, todo, args.ray) if args.ray else job.detect_each(todo)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,10 @@ from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.export.onnx_folder import export_onnx
 from clab_d2.export.quantize import MAX_FRAMES, quantize_backbone
-from clab_d2.video import VideoSource, open_video
+from clab_d2.video import each_video, open_video
 from clab_d2.video.command_line import set_up
 from clab_d2.video.pytorch_model import class_names_by_datasets
+from clab_d2.video.sources import Source
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,7 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8",
         metavar="VIDEO",
-        help="the backbone's convolutions in 8-bit integers, calibrated on this video",
+        help="the backbone's convolutions in 8-bit integers, calibrated on this video, or on a "
+        "folder of videos",
     )
     add_import_option(parser)
     add_key_value_option(parser)
@@ -76,22 +78,48 @@ def run(args: argparse.Namespace) -> None:
     names = names or names_in_file or class_names_by_datasets(cfg)
     size = tuple(args.size) if args.size else None
     # Before minutes of tracing: a wrong path shows at once.
-    with open_video(args.int8) if args.int8 else nullcontext() as source:
-        description = export_onnx(model, cfg, names, args.output, size)
-        if source is not None:
-            quantize_backbone(args.output, description, spread_frames(source))
+    videos = calibration_videos(args.int8) if args.int8 else []
+    description = export_onnx(model, cfg, names, args.output, size)
+    if videos:
+        quantize_backbone(args.output, description, spread_frames(videos))
     for path in sorted(Path(args.output).iterdir()):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
-def spread_frames(source: VideoSource) -> Iterator[np.ndarray]:
-    """Frames of a video, spread over it; damaged ones are left out."""
-    if source.num_frames is None:
-        raise ConfigError(f"--int8 {source.name}: a stream can't calibrate; name a file or folder")
-    step = max(source.num_frames / MAX_FRAMES, 1)
-    for number in range(min(source.num_frames, MAX_FRAMES)):
-        with suppress(DataError):
-            yield source.read(int(number * step))
+def calibration_videos(path: str) -> list[Source]:
+    """Videos to calibrate with: the one at ``path``, or of a folder of videos some spread over it.
+
+    Raises:
+        ConfigError: one of them is a stream.
+        DataError: one of them can't be read.
+    """
+    videos = list(each_video(path))
+    videos = [videos[row] for row in spread(len(videos), MAX_FRAMES)]
+    for video in videos:
+        with open_video(video) as source:
+            if source.num_frames is None:
+                raise ConfigError(
+                    f"--int8 {source.name}: a stream can't calibrate; name a file or folder"
+                )
+    return videos
+
+
+def spread_frames(videos: Sequence[Source]) -> Iterator[np.ndarray]:
+    """As many frames of each video, spread over it; damaged ones are left out."""
+    for number, video in enumerate(videos):
+        share = (number + 1) * MAX_FRAMES // len(videos) - number * MAX_FRAMES // len(videos)
+        with open_video(video) as source:
+            assert source.num_frames is not None
+            for frame in spread(source.num_frames, share):
+                with suppress(DataError):
+                    yield source.read(frame)
+
+
+def spread(total: int, most: int) -> list[int]:
+    """Numbers below ``total``, as far apart as can be: all of them where there are no more than
+    ``most``."""
+    step = max(total / most, 1)
+    return [int(number * step) for number in range(min(total, most))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,13 +23,14 @@ class DetectionJob:
     """What is done with each of many videos; it can be pickled.
 
     Attributes:
-        weights: the file of a trained model.
+        weights: the file of a trained model, or the folder of an exported one.
         options: KEY, VALUE, ...: config keys to change.
         imports: plug-ins to import first.
         format: of the result files, one of :data:`clab_d2.video.FORMATS`.
         score_threshold: what is drawn, and what formats without a score hold.
         draw: whether to write a drawn MP4 beside each result file.
         mode, track, appearance, shots: see :meth:`VideoDetector.detect`.
+        runtime: of an exported model, see :meth:`VideoDetector.from_file`.
     """
 
     weights: str
@@ -42,6 +43,7 @@ class DetectionJob:
     track: bool | str = False
     appearance: bool = False
     shots: bool | None = None
+    runtime: str | None = None
 
     def build_detector(self) -> VideoDetector:
         """The detector, for as many videos as wanted.
@@ -50,7 +52,9 @@ class DetectionJob:
             ConfigError, DataError: as :meth:`VideoDetector.from_file`, or a plug-in fails.
         """
         import_plugins(self.imports)
-        return VideoDetector.from_file(self.weights, options=self.options)
+        return VideoDetector.from_file(
+            self.weights, options=self.options, runtime=self.runtime
+        )
 
     def detect(self, detector: VideoDetector, video: Path, output: Path) -> None:
         """Write one video's results; the file is there once it is whole.

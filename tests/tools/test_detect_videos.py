@@ -12,6 +12,8 @@ from stub_detector import NotingModel, make_cfg
 from tool_modules import import_tool
 from two_scenes import CUT, two_scenes
 
+from clab_d2.errors import DataError
+from clab_d2.evaluation import Detections, GroundTruth
 from clab_d2.video import VideoDetector
 
 tool = import_tool("detect_videos")
@@ -28,10 +30,15 @@ class Runs:
         write_pictures(self.videos / "pictures", [f"{n}.png" for n in range(4)])
         (self.videos / "broken.mp4").write_text("no video")
         self.seen: list[str] = []
-        monkeypatch.setattr(VideoDetector, "from_file", lambda path, options: self)
+        monkeypatch.setattr(VideoDetector, "from_file", self.from_file)
         self.detector = VideoDetector(make_cfg(), NotingModel(), ["thing"])
         self.class_names = self.detector.class_names
         self.stop_in: str | None = None
+        self.runtime: str | None = None
+
+    def from_file(self, path, options, runtime):
+        self.runtime = runtime
+        return self
 
     def detect(self, source, mode, **options):
         self.seen.append(Path(source.name).name)
@@ -93,6 +100,37 @@ def test_drawn_and_in_parts(runs: Runs) -> None:
     assert runs("--part", "2/2", *arguments) == 0
     assert runs.seen == ["a.mp4", "pictures", "b.mp4"]
     assert len(play(runs.results / "deep" / "b.mp4.drawn.mp4")) == 3
+
+
+def test_results_are_measured_as_one_list(runs: Runs) -> None:
+    """tools/evaluate.py --predictions FOLDER."""
+    (runs.videos / "broken.mp4").unlink()
+    assert runs("--runtime", "openvino") == 0
+    assert runs.runtime == "openvino"
+    names = [path.removesuffix(".json") for path in sorted(ALL)]
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    places = [(name, frame) for name, n in zip(names, (5, 3, 4), strict=True) for frame in range(n)]
+    images = [
+        {"id": 100 + i, "video_id": ids[name], "frame_id": frame, "file_name": f"{i}.jpg",
+         "height": 48, "width": 64} for i, (name, frame) in enumerate(places)
+    ]  # fmt: skip
+    truth = GroundTruth.from_json(
+        {
+            "images": images,
+            "videos": [{"id": i, "name": name} for name, i in ids.items()],
+            "categories": [{"id": 7, "name": "thing"}],
+            "annotations": [],
+        },
+        "truth",
+    )
+    found = Detections.from_file(runs.results, truth)
+    assert found.image.tolist() == list(range(12)), "one in each frame of each video"
+    unfinished = runs.results / "c.mp4.partial.json"
+    unfinished.write_text("[\n]\n")
+    with pytest.raises(DataError, match=r"partial\.json: of a video that was not detected in to"):
+        Detections.from_file(runs.results, truth)
+    with pytest.raises(DataError, match=r"videos: holds no \.json file"):
+        Detections.from_file(runs.videos, truth)
 
 
 def test_shots(runs: Runs) -> None:
