@@ -75,15 +75,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in commands:
             return run_command(commands[name], rest)
     except ImportError as error:
-        if not str(error).startswith(_UNMET) or os.environ.get("CLAB_D2_TRACEBACK", "0") != "0":
+        unmet = _unmet(error)
+        if unmet is None or os.environ.get("CLAB_D2_TRACEBACK", "0") != "0":
             raise
-        return _fail(str(error))
+        return _fail(unmet)
     if not name:
         print(help_text(), file=sys.stderr)
         return EXIT_USER_ERROR
     near = difflib.get_close_matches(name, [*commands, "completion", "configs"], n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     return _fail(f"{name!r} is no command of clab-d2{meant} (clab-d2 --help lists them)")
+
+
+def _unmet(error: ImportError) -> str | None:
+    """What an import that failed lacks, in a line; None where it is none of the libraries that the
+    package stands on."""
+    if str(error).startswith(_UNMET):
+        return str(error)
+    from clab_d2._requirements import REQUIREMENTS, check_requirements
+
+    if (error.name or "").partition(".")[0] in {item.module for item in REQUIREMENTS}:
+        try:
+            check_requirements()
+        except ImportError as unmet:
+            return str(unmet)
+    return None
 
 
 def _configs() -> int:

@@ -25,10 +25,9 @@ from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.export.onnx_folder import export_onnx
 from clab_d2.export.quantize import MAX_FRAMES, quantize_backbone
-from clab_d2.video import each_video, open_video
+from clab_d2.video import Source, each_video, open_video
 from clab_d2.video.command_line import set_up
 from clab_d2.video.pytorch_model import class_names_by_datasets
-from clab_d2.video.sources import Source
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -119,7 +118,7 @@ def spread(total: int, most: int) -> list[int]:
     """Numbers below ``total``, as far apart as can be: all of them where there are no more than
     ``most``."""
     step = max(total / most, 1)
-    return [int(number * step) for number in range(min(total, most))]
+    return [int((number + 0.5) * step) for number in range(min(total, most))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

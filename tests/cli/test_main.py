@@ -117,6 +117,37 @@ def test_missing_library_gives_one_line(
     )
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "study"])
+def test_without_detectron2_every_command_says_so_in_one_line(command: str) -> None:
+    """Where only exported models are to run."""
+    code = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("detectron2", "fvcore"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+from clab_d2_cli.main import main
+sys.exit(main([{command!r}, "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: clab_d2: Detectron2 is missing (need 0.6 or newer): run clab-d2 install-detectron2"
+    ]
+
+
+def test_a_module_of_ones_own_that_is_missing_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'mine'", name="mine")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError, match="mine"):
+        main(["train"])
+
+
 def test_list_and_installer_start_without_the_heavy_libraries() -> None:
     code = """
 import sys
