@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from clab_d2._requirements import is_complete
 from clab_d2.errors import ConfigError
 
 
@@ -25,6 +26,8 @@ def import_optional(module: str, extra: str, use: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # it is there, but something of its own is not
         package = module.partition(".")[0]
+        # Where only exported models run, the extra would bring PyTorch along.
+        wanted = f'"clab_d2[{extra}]"' if is_complete() else package
         raise ConfigError(
-            f'{use} needs {package}, which is not installed: pip install "clab_d2[{extra}]"'
+            f"{use} needs {package}, which is not installed: pip install {wanted}"
         ) from None

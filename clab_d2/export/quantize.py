@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ def quantize_backbone(
 ) -> Description:
     """Write ``frame.onnx`` anew, with the convolutions of its backbone in 8-bit integers.
 
-    Proposals, RoI features and all that follows stay in single precision.
+    Proposals, RoI features and all that follows stay in single precision, and so do two kinds of
+    convolutions that are few multiply-adds and lose most: the first, and depthwise ones, whose
+    channels each have a range of their own, where integers share one over the whole map.
 
     Args:
         folder: an exported model.
@@ -53,7 +55,11 @@ def quantize_backbone(
     if not inputs:
         raise DataError("there is no frame to calibrate int8 with; name another video")
     graph = onnx.load_from_string(path.read_bytes())
-    outside = [node.name for node in graph.graph.node if not _is_of_backbone(node)]
+    convs = _quantized_convs(graph.graph)
+    outside = [
+        node.name for node in graph.graph.node
+        if not _is_of_backbone(node) or (node.op_type == "Conv" and node.name not in convs)
+    ]  # fmt: skip
     logger.info("calibrating the backbone's int8 with %d frames", len(inputs))
     quantized = nncf.quantize(
         graph,
@@ -76,6 +82,20 @@ def _input(description: Description, frame: np.ndarray) -> dict[str, np.ndarray]
         "image": description.preprocessing.normalise(image),
         "image_size": np.array(image.shape[:2], np.float32),
     }
+
+
+def _quantized_convs(graph: Any) -> set[str]:
+    """Names of the backbone's convolutions that become ones of integers."""
+    convs = [node for node in graph.node if node.op_type == "Conv" and _is_of_backbone(node)]
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    return {node.name for node in convs[1:] if not _is_depthwise(node, shapes)}
+
+
+def _is_depthwise(conv: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether each of several channels has a filter of its own, by the weights' (O, I / groups, h,
+    w)."""
+    groups = next((entry.i for entry in conv.attribute if entry.name == "group"), 1)
+    return groups > 1 and shapes[conv.input[1]][1] == 1
 
 
 def _is_of_backbone(node: Any) -> bool:

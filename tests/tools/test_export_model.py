@@ -94,7 +94,23 @@ def dense(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Exported
     return Exported(weights, folder / "out")
 
 
-@pytest.mark.parametrize("kind", ["clab", "dense"])
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Exported:
+    """A two-stage detector as configs/OwnVideos has it, with less of everything."""
+    folder = tmp_path_factory.mktemp("pyramid")
+    weights = write_model(
+        folder / "model.pth", repo_root / "configs" / "OwnVideos" / "clab_384.yaml",
+        "MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100", "MODEL.FPN.OUT_CHANNELS", 32,
+        "MODEL.RPN.CONV_DIMS", [32], "MODEL.RPN.PRE_NMS_TOPK_TEST", 50,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", 12, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+        "MODEL.CONTRASTIVE.ENABLED", False, "MODEL.AGGREGATION.START_AS_IDENTITY", False,
+        "INPUT.MIN_SIZE_TEST", 128, "INPUT.MAX_SIZE_TEST", 192, "TEST.REFERENCES.NUM", 4,
+    )  # fmt: skip
+    assert export_model.main(["--weights", str(weights), "--output", str(folder / "out")]) == 0
+    return Exported(weights, folder / "out")
+
+
+@pytest.mark.parametrize("kind", ["clab", "dense", "pyramid"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_detections_are_pytorchs_on_two_videos(
     kind: str, runtime: str, request: pytest.FixtureRequest

@@ -15,6 +15,7 @@ from clab_d2.modeling.dense_heads.base import DenseHead
 from clab_d2.modeling.dense_heads.box_features import BoxFeatures
 from clab_d2.modeling.dense_heads.selection import Selection
 from clab_d2.modeling.export.anchors import ExportedAnchors
+from clab_d2.modeling.export.backbone import exported_backbone
 from clab_d2.modeling.export.base import (
     ExportGraphs,
     FrameGraph,
@@ -141,7 +142,7 @@ class DenseFrameGraph(FrameGraph):
 
     def __init__(self, model: TemporalDense) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        self.backbone = exported_backbone(model.backbone)
         self.in_features = list(model.in_features)
         self.select = ExportedSelection(model.dense_head, model.selection)
         self.box_features = None

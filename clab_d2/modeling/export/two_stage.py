@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clab_d2.errors import ConfigError
+from clab_d2.modeling.export.backbone import exported_backbone
 from clab_d2.modeling.export.base import (
     ExportGraphs,
     FrameGraph,
@@ -32,7 +33,7 @@ class RCNNFrameGraph(FrameGraph):
     def __init__(self, model: TemporalRCNN) -> None:
         super().__init__()
         heads = model.roi_heads
-        self.backbone = model.backbone
+        self.backbone = exported_backbone(model.backbone)
         self.rpn = ExportedRPN(model.proposal_generator)
         self.pooler = ExportedPooler(heads.pooler)
         self.in_features = list(heads.in_features)

@@ -30,6 +30,12 @@ LIGHT_PYRAMID = (
     ["p3", "p4", "p5"], "MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4"],
     "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64]],
 )  # fmt: skip
+# A network of timm whose padding goes by the size of maps, as configs/OwnVideos has one.
+TIMM_PYRAMID = (
+    *LIGHT_PYRAMID, "MODEL.BACKBONE.NAME", "build_fpn_backbone", "MODEL.BACKBONE.BOTTOM_UP",
+    "build_timm_backbone", "MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100",
+    "MODEL.CONTRASTIVE.ENABLED", False,
+)  # fmt: skip
 DENSE_PYRAMID = (
     *PYRAMID, "MODEL.BACKBONE.NAME", "build_fpn_backbone", "MODEL.FPN.OUT_CHANNELS", 32,
     "MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5"], "MODEL.DENSE.POOLER_RESOLUTION", 3,
@@ -79,6 +85,7 @@ def by_graphs(cfg: CfgNode, model: Any) -> VideoDetector:
         ("faster_rcnn_quick", ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.3)),
         ("clab_fpn_quick", ()),
         ("clab_fpn_quick", LIGHT_PYRAMID),
+        ("clab_fpn_quick", TIMM_PYRAMID),
         ("dense_quick", ()),
         ("dense_quick", ("MODEL.DENSE.TOWERS", "Separable", "MODEL.AGGREGATION.PREDICTIONS", "")),
         ("dense_quick", ("MODEL.DENSE.HEAD", "RetinaNet", "MODEL.DENSE.POOLER_RESOLUTION", 3)),
