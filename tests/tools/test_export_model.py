@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -16,12 +17,12 @@ from encoded_videos import encode, moving_pictures, play
 from exported import assert_alike, moving_noise, random_config, random_detector
 from tool_modules import import_tool
 
-from clab_d2.benchmark import Setting
+from clab_d2.benchmark import OURS, Setting
 from clab_d2.checkpoint.model_file import ModelCard, write_model_file
 from clab_d2.checkpoint.portable_config import config_to_plain
 from clab_d2.errors import ConfigError, DataError
 from clab_d2.export.quantize import quantize_backbone
-from clab_d2.export.runtime_benchmark import PYTORCH, compare_runtimes, rows
+from clab_d2.export.runtime_benchmark import PYTORCH, compare_runtimes, shorter
 from clab_d2.runtime.description import Description
 from clab_d2.runtime.model import ExportedModel
 from clab_d2.runtime.sessions import RUNTIMES
@@ -30,7 +31,13 @@ from clab_d2.video import VideoDetector
 pytest.importorskip("onnxscript")
 export_model = import_tool("export_model")
 demo = import_tool("demo")
+benchmark = import_tool("benchmark")
 NAMES = ["square", "disc", "bar"]
+# Of tools/benchmark.py, what its tables always have.
+COMPARED = {
+    "config": "c.yaml", "options": [], "size": [64, 96], "references": 2, "machine": "m",
+    "clock": "seconds", "seconds": {OURS: [1.0]}, "variants": {}, "stages": {"all": 1.0},
+}  # fmt: skip
 
 # Before all else in a process: it finds neither PyTorch nor what comes with it.
 WITHOUT_TORCH = """
@@ -101,8 +108,11 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Export
     weights = write_model(
         folder / "model.pth", repo_root / "configs" / "OwnVideos" / "clab_384.yaml",
         "MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100", "MODEL.FPN.OUT_CHANNELS", 32,
+        "MODEL.FPN.IN_FEATURES", ["res4", "res5"], "MODEL.ROI_HEADS.IN_FEATURES", ["p4", "p5"],
+        "MODEL.RPN.IN_FEATURES", ["p4", "p5", "p6"],
+        "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64]],
         "MODEL.RPN.CONV_DIMS", [32], "MODEL.RPN.PRE_NMS_TOPK_TEST", 50,
-        "MODEL.RPN.POST_NMS_TOPK_TEST", 12, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+        "MODEL.RPN.POST_NMS_TOPK_TEST", 24, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
         "MODEL.CONTRASTIVE.ENABLED", False, "MODEL.AGGREGATION.START_AS_IDENTITY", False,
         "INPUT.MIN_SIZE_TEST", 128, "INPUT.MAX_SIZE_TEST", 192, "TEST.REFERENCES.NUM", 4,
     )  # fmt: skip
@@ -139,10 +149,21 @@ def test_a_folder_for_one_size(single: Exported, runtime: str) -> None:
 def test_runtimes_are_timed_side_by_side(config_file: str) -> None:
     installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
     cfg = random_config(config_file)
-    taken = compare_runtimes(Setting(cfg, (64, 96), num_references=2), num_keys=2)
-    assert list(taken) == [PYTORCH, *installed]
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in taken.values())
-    assert [row["runtime"] for row in rows(taken)] == list(taken)
+    taken = compare_runtimes(Setting(cfg, (64, 96), num_references=2), num_keys=6)
+    assert taken is not None
+    assert list(taken.seconds) == [PYTORCH, *installed]
+    assert all(len(times) == 2 and min(times) > 0 for times in taken.seconds.values())
+    text = benchmark.tables({**COMPARED, "runtimes": dataclasses.asdict(taken)})
+    assert "by PyTorch and exported, with frames of 64x96 and 2 references:" in text
+    assert all(f"| {name}" in text for name in taken.seconds)
+
+
+def test_the_paper_s_detector_is_compared_at_a_size_that_fits(config_file: str) -> None:
+    cfg = random_config(config_file)
+    large = shorter(Setting(cfg, (600, 1000), num_references=14))
+    assert (large.size, large.num_references) == ((300, 500), 4)
+    small = Setting(cfg, (64, 96), num_references=3)
+    assert shorter(small) == small
 
 
 def test_the_demo_without_pytorch(clab: Exported, tmp_path: Path, repo_root: Path) -> None:
@@ -182,8 +203,10 @@ def test_int8_is_of_the_backbone_alone(single: Exported, tmp_path: Path) -> None
     nodes = onnx.load(folder / "frame.onnx").graph.node
     made_by = {name: node for node in nodes for name in node.output}
     convs = [node for node in nodes if node.op_type == "Conv"]
-    in_int8 = [conv for conv in convs if made_by[conv.input[0]].op_type == "DequantizeLinear"]
-    assert 0 < len(in_int8) < len(convs), "those of the RPN stay"
+    sources = [made_by.get(conv.input[0]) for conv in convs]
+    in_int8 = [source is not None and source.op_type == "DequantizeLinear" for source in sources]
+    assert 0 < sum(in_int8) < len(convs), "those of the RPN stay"
+    assert sources[0] is None and convs[0].input[0] == "image", "the first stays, too"
     for runtime in RUNTIMES:
         pytest.importorskip(runtime)
         whole, coarse = (ExportedModel.load(path, runtime) for path in (single.folder, folder))
