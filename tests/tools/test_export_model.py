@@ -217,6 +217,20 @@ def test_int8_is_of_the_backbone_alone(single: Exported, tmp_path: Path) -> None
             assert np.abs(exact[0] - rounded[0]).mean() < 0.3 * np.abs(exact[0]).mean()
 
 
+def test_frames_that_calibrate_are_spread_over_a_folder_s_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, length in (("a", 9), ("b", 1), ("c", 5)):
+        encode(tmp_path / f"{name}.mp4", moving_pictures(length))
+    monkeypatch.setattr(export_model, "MAX_FRAMES", 8)
+    videos = export_model.calibration_videos(str(tmp_path))
+    assert [Path(video).name for video in videos] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert len(list(export_model.spread_frames(videos))) == 2 + 1 + 3
+    monkeypatch.setattr(export_model, "MAX_FRAMES", 2)
+    assert len(export_model.calibration_videos(str(tmp_path))) == 2
+    assert export_model.spread(9, 3) == [1, 4, 7]
+
+
 def test_what_needs_pytorch_says_so(repo_root: Path, clab: Exported) -> None:
     code = WITHOUT_TORCH + (
         "from clab_d2 import VideoDetector\n"
@@ -249,6 +263,7 @@ def test_mistakes_are_one_line(
         VideoDetector.from_file(broken)
     for options, message in (
         (["--size", "60", "96"], "padded to multiples of 16"),
+        (["--int8", str(tmp_path / "none.mp4")], "none.mp4: no such video"),
         (["--opts", "TEST.POSTPROCESS.NAME", "seq_nms"], "TEST.POSTPROCESS.NAME 'seq_nms'"),
         (["--opts", "TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED"),
     ):
