@@ -50,6 +50,7 @@ SCRIPTS = {
     "datasets/make_mini_vid.py": "tests/datasets/test_mini_vid_generator.py",
     "docs/scripts/measure_parity.py": "tests/test_golden_detections.py",
     "docs/scripts/measure_clip.py": "tests/docs/test_measure_clip.py",
+    "docs/scripts/measure_steps.py": "tests/docs/test_measure_steps.py",
     "docs/scripts/measure_postprocessing.py": "tests/docs/test_measure_postprocessing.py",
     "docs/scripts/make_moving_picture.py": "tests/docs/test_make_moving_picture.py",
     "docs/scripts/take_serve_pictures.py": "tests/web/test_page_in_browser.py",
