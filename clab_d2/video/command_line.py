@@ -90,4 +90,6 @@ def set_up() -> None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     # What Detectron2 calls by an old name works all the same; nobody can act on it here.
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    # Nor on the type that an exported graph's empty list of padding gets.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="torch.meshgrid")
