@@ -8,6 +8,7 @@ modules of their own, ``numba_loops``, imported only where Numba is (``pip insta
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import logging
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Pieces of work for each thread, as RoIs differ in cost.
 _PIECES = 4
+# Threads go, what they know stays (OpenMP 5.0, 3.2.44).
+_PAUSE_SOFT = 1
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 Item = TypeVar("Item")
@@ -125,6 +128,7 @@ def each_on_one_thread(function: Callable[[Item], Result], items: Sequence[Item]
 
 
 def _share_out(function: Callable[[Item], object], items: Sequence[Item], threads: int) -> None:
+    end_spinning_threads()
     left = iter(items)
 
     def work() -> None:
@@ -138,6 +142,26 @@ def _share_out(function: Callable[[Item], object], items: Sequence[Item], thread
         futures.wait(helpers)
     for helper in helpers:
         helper.result()
+
+
+def end_spinning_threads() -> None:
+    """End the threads that PyTorch's operators left, which its next operator starts again.
+
+    After an operator they spin for some milliseconds in wait for the next one, on the cores that
+    other threads are to run on. Where there are none, or this OpenMP can't, nothing happens.
+    """
+    pause = _openmp_pause()
+    if pause is not None:
+        pause(_PAUSE_SOFT)
+
+
+@functools.cache
+def _openmp_pause() -> Callable[[int], int] | None:
+    """OpenMP 5's ``omp_pause_resource_all``, of the library that PyTorch has loaded."""
+    try:
+        return ctypes.CDLL(None).omp_pause_resource_all
+    except (OSError, TypeError, AttributeError):  # the latter two: Windows, OpenMP before 5
+        return None
 
 
 @functools.cache

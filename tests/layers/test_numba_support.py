@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +97,22 @@ def test_without_numba_nothing_is_compiled(backend, monkeypatch):
     monkeypatch.delitem(sys.modules, backend.LOOPS, raising=False)
     monkeypatch.setattr(numba_support, "load_loops", numba_support.load_loops.__wrapped__)
     assert not backend.is_available(torch.zeros(1))
+
+
+def test_operators_threads_are_gone_while_loops_run(threads: int) -> None:
+    """Those of this process, by their number; they come back with the next operator."""
+    if threads == 1 or not Path("/proc/self/task").is_dir():
+        pytest.skip("one thread, or no /proc")
+    if numba_support._openmp_pause() is None:
+        pytest.skip("OpenMP before 5")
+
+    def count() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    numbers = torch.zeros(10**6)
+    numbers.add(1)
+    with_threads = count()
+    numba_support.end_spinning_threads()
+    assert count() == with_threads - (threads - 1)
+    numbers.add(1)
+    assert count() == with_threads
