@@ -48,6 +48,7 @@ from clab_d2.video.command_line import (
     check_score_threshold,
     set_up,
 )
+from clab_d2.video.shown_count import ShownCount
 from clab_d2.video.tracks import TRACKERS
 from clab_d2.visualization import DetectionDrawer, DrawStyle, readable_scale
 
@@ -167,11 +168,13 @@ def run(args: argparse.Namespace) -> int:
                 )
                 for name, path in chosen_formats(args).items()
             ]
-            num_frames, complete = detect(args, detector, source, drawing, writers)
+            count = ShownCount(args.score_threshold)
+            num_frames, complete = detect(args, detector, source, drawing, writers, count)
             if not num_frames:
                 raise DataError(f"{args.input}: gave no frame")
         for path in filter(None, [args.output, *chosen_formats(args).values()]):
             print(f"{num_frames} frames written to {path}")
+        print(count.summary())
         if unreadable := len(detector.unreadable_frames):
             print(f"{unreadable} damaged frames are shown as the frame before, without detections")
         # A camera has no other end than Ctrl-C.
@@ -184,8 +187,9 @@ def detect(
     source: VideoSource,
     drawing: FrameWriter | None,
     writers: Sequence[DetectionWriter],
+    count: ShownCount,
 ) -> tuple[int, bool]:
-    """Detect, draw and write; returns the number of frames, and whether that was all."""
+    """Detect, draw, write and count; returns the number of frames, and whether that was all."""
     total = source.num_frames
     if args.max_frames is not None:
         total = min(args.max_frames, total or args.max_frames)
@@ -201,6 +205,7 @@ def detect(
     try:
         with progress, logging_redirect_tqdm([logging.getLogger("clab_d2")]):
             for result in results:
+                count.add(result)
                 if drawing is not None:
                     scale = args.scale or readable_scale(*result.image.shape[:2])
                     drawing.write(result.draw(args.score_threshold, scale, style))

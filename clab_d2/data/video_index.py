@@ -50,6 +50,8 @@ _NUM_COMPARED = 4
 
 # An index that took longer than this to make is kept on disk for other processes and later runs.
 _SLOW_INDEX_SECONDS = 0.5
+# Who waits longer than this for an index is told why.
+_LONG_SECONDS = 5.0
 # Raise it whenever an index of the same file would be another one.
 _INDEX_FORMAT = 3
 
@@ -206,8 +208,15 @@ def _make_index(path: str) -> VideoIndex:
         if expected is not None and beginning == expected[:_NUM_COMPARED].tolist():
             shown = expected
         else:
-            logger.info("%s: its time stamps are not exact, so it is decoded once", path)
+            started = time.monotonic()
             shown = np.array([*beginning, *decoded], np.int64)
+            seconds = time.monotonic() - started
+            logger.log(
+                logging.INFO if seconds > _LONG_SECONDS else logging.DEBUG,
+                "%s: read once through to index its frames (%.0f s); nothing is wrong with it",
+                path,
+                seconds,
+            )
     known = np.unique(shown)
     one_each = len(known) == len(shown) and known[0] >= 0 and known[-1] < len(packets.size)
     if not one_each:

@@ -13,9 +13,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from clab_d2.engine.command_line import one_line
 from clab_d2.engine.plugins import import_plugins
 from clab_d2.video.detector import Mode, VideoDetector
+from clab_d2.video.shown_count import ShownCount
 from clab_d2.video.sources import open_video
 from clab_d2.video.writers import open_detections, open_writer
 from clab_d2.visualization import DrawStyle, readable_scale
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class DetectionJob:
         )
 
     def detect(self, detector: VideoDetector, video: Path, output: Path) -> None:
-        """Write one video's results; the file is there once it is whole.
+        """Write one video's results; the file is there once it is whole. Logs how many are shown.
 
         Raises:
             DataError: the video can't be read, or its results can't be written.
@@ -76,11 +79,15 @@ class DetectionJob:
             )
             stack.callback(results.close)
             style = DrawStyle(colour_by="track" if self.track else "class")
+            count = ShownCount(self.score_threshold)
             for result in results:
+                count.add(result)
                 writer.write(result)
                 if drawing is not None:
                     scale = readable_scale(*result.image.shape[:2])
                     drawing.write(result.draw(self.score_threshold, scale, style))
+        level = logging.INFO if count.shown else logging.WARNING
+        logger.log(level, "%s: %s", video, count.summary())
 
     def try_to_detect(self, detector: VideoDetector, video: Path, output: Path) -> str | None:
         """:meth:`detect`; what went wrong, in a line, or None."""

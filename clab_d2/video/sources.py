@@ -322,16 +322,28 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     """The videos in a folder, at any depth, in natural order: video files, folders of pictures.
 
     What begins with a dot, and what a writer has not finished (``*.partial.mp4``), is left out.
+    Links to folders are followed, but for those that lead to where they are: these have no end.
     """
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _leads_back(Path(parent, name))]
         paths = [Path(parent, name) for name in files]
         shown = [path for path in paths if not path.name.startswith(".")]
         found += [p for p in shown if is_video_file(p) and not p.stem.endswith(".partial")]
         if any(map(_is_picture, paths)):
             found.append(Path(parent))
     return sorted(found, key=lambda path: natural_key(str(path)))
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that one on the way to it is in, or is."""
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    # Resolved each, as some may be links that were followed.
+    way = (parent.resolve() for parent in folder.absolute().parents)
+    return any(parent.is_relative_to(target) for parent in way)
 
 
 def _newest_frames(

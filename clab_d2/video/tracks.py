@@ -10,6 +10,7 @@ import numpy as np
 
 from clab_d2.errors import ConfigError
 from clab_d2.optional import import_optional
+from clab_d2.runtime.detections import greedy_nms
 from clab_d2.runtime.instances import ArrayInstances
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ _METHODS = {
 #: Names of the methods of tracking.
 TRACKERS = tuple(_METHODS)
 
+#: Detections below this score are not tracked: where ByteTrack's paper ("ByteTrack: Multi-Object
+#: Tracking by Associating Every Detection Box", arXiv 2110.06864) takes its low scores to end.
+LEAST_SCORE = 0.1
+#: Nor are those that overlap a better one of their class by a larger IoU: trackers take each box for
+#: an object, and the detectors' own NMS leaves several on one (measured in docs/detect.md).
+NMS_THRESHOLD = 0.3
+
 
 class Tracker:
     """Puts the detections of one video into tracks, by the library ``trackers``.
@@ -56,7 +64,7 @@ class Tracker:
     It is given the frames one after the other, none left out, and looks at the past only. A track
     has one class: each class is tracked on its own. A detection gets a track's number once the
     track is confirmed, by default in the second or third frame in a row; until then, and where its
-    score is too low, it has none.
+    score is too low or it repeats a better one, it has none.
 
     Args:
         method: one of :data:`TRACKERS`: "bytetrack" (ByteTrack), "botsort" (BoT-SORT, which makes
@@ -65,17 +73,29 @@ class Tracker:
         frame_rate: frames a second. A track that is lost is kept for a second.
         appearance: also go by what objects look like
             (:class:`clab_d2.video.appearance.AppearanceIoU`); bytetrack and botsort can.
+        least_score: what is below it is not tracked; from 0, which tracks everything, to 1.
+        nms_threshold: IoU with a better detection of its class above which one is not tracked; from
+            0 to 1, which tracks everything.
 
     Raises:
-        ConfigError: there is no such method, it does not go by looks, or the library is not
-            installed.
+        ConfigError: there is no such method, it does not go by looks, a threshold is not from 0 to
+            1, or the library is not installed.
     """
 
     def __init__(
-        self, method: str = "bytetrack", frame_rate: float = 30.0, appearance: bool = False
+        self,
+        method: str = "bytetrack",
+        frame_rate: float = 30.0,
+        appearance: bool = False,
+        least_score: float = LEAST_SCORE,
+        nms_threshold: float = NMS_THRESHOLD,
     ) -> None:
         if method not in _METHODS:
             raise ConfigError(f"tracker {method!r}: choose one of {', '.join(TRACKERS)}")
+        for name, value in (("least_score", least_score), ("nms_threshold", nms_threshold)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"tracker: {name} is {value}; it must be from 0 to 1")
+        self._least_score, self._nms_threshold = least_score, nms_threshold
         self._method = _METHODS[method]
         if appearance and not self._method.takes_appearance:
             able = (name for name, other in _METHODS.items() if other.takes_appearance)
@@ -107,14 +127,15 @@ class Tracker:
         classes = np.asarray(instances.pred_classes)
         boxes = np.asarray(instances.pred_boxes.tensor, dtype=np.float64).reshape(-1, 4)
         scores = np.asarray(instances.scores, dtype=np.float64)
+        candidates = self._worth_tracking(boxes, scores, classes)
         frame = np.ascontiguousarray(image[:, :, ::-1]) if self._method.uses_frames else None
         track_ids = np.full(len(instances), -1, dtype=np.int64)
         # Also a class that is not in this frame: its tracks age.
-        for class_index in sorted({*classes.tolist(), *self._by_class}):
+        for class_index in sorted({*classes[candidates].tolist(), *self._by_class}):
             if class_index not in self._by_class:
                 self._by_class[class_index] = self._new_tracker()
             tracker = self._by_class[class_index]
-            rows = np.flatnonzero(classes == class_index)
+            rows = candidates[classes[candidates] == class_index]
             if self._appearance:
                 looks = np.asarray(instances.appearance)[rows] if len(rows) else np.zeros((0, 0))
                 tracker.iou.begin(tracker, boxes[rows], scores[rows], looks)
@@ -142,6 +163,14 @@ class Tracker:
         """End all tracks: the next frame is behind a cut. Numbers go on."""
         self._by_class = {}
         self._numbers = {}
+
+    def _worth_tracking(
+        self, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray
+    ) -> np.ndarray:
+        """(K,) rising numbers of the detections that the trackers are given."""
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] >= self._least_score]
+        return np.sort(order[greedy_nms(boxes[order], classes[order], self._nms_threshold)])
 
     def _new_tracker(self) -> Any:
         options = dict(self._method.options)

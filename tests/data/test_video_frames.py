@@ -177,6 +177,21 @@ def test_a_file_without_exact_times_is_decoded_from_its_start_once_only(
         np.testing.assert_array_equal(reader.read(index), played[index])
 
 
+@pytest.mark.parametrize(("patience", "level"), [(60.0, "DEBUG"), (-1.0, "INFO")])
+def test_reading_a_file_through_is_told_where_it_takes_long_and_once(
+    patience: float, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(video_index, "_LONG_SECONDS", patience)
+    caplog.set_level("DEBUG", "clab_d2")
+    path = make(tmp_path, "transport stream")
+    for _ in range(2):
+        VideoFrameReader(path)
+    (told,) = [record for record in caplog.records if "read once through" in record.getMessage()]
+    assert told.levelname == level
+    assert "to index its frames (0 s); nothing is wrong" in told.getMessage()
+
+
 def test_packets_other_than_before_a_jump_are_noticed(tmp_path: Path) -> None:
     path = make(tmp_path, "b-frames")
     played = play(path)

@@ -52,6 +52,7 @@ def test_a_video_in_a_video_out(
                "--score-threshold", "0.0", "--scale", 1) == 0  # fmt: skip
     output = capsys.readouterr()
     assert f"7 frames written to {out}" in output.out
+    assert " detections of at least 0\n" in output.out
     assert "7/7" in output.err  # the progress bar
     drawn, before = play(out), play(clip)
     assert len(drawn) == 7
@@ -65,7 +66,7 @@ def test_a_video_in_a_video_out(
 @pytest.mark.parametrize("method", ["bytetrack", "botsort"])
 def test_tracks_are_drawn_and_post_processing_comes_first(
     method: str, config_file: str, options: list[str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The detector knows nothing, so that scores are low: what matters is that all of it runs."""
     clip = encode(tmp_path / "in.mp4", moving_pictures(5, 64, 96))
@@ -76,6 +77,7 @@ def test_tracks_are_drawn_and_post_processing_comes_first(
     assert run(config_file, options, "--input", clip, "--output", out, "--track", method) == 0
     assert len(play(out)) == 5
     assert styles[0].colour_by == "track"
+    assert "no detection of at least 0.5, the best has 0." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(config_file, options, "--input", clip, "--output", out, "--track", "best")
 

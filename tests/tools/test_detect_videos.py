@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from detectron2.structures import Instances
 from encoded_videos import encode, moving_pictures, play
 from numbered_frames import write_pictures
 from stub_detector import NotingModel, make_cfg
 from tool_modules import import_tool
 from two_scenes import CUT, two_scenes
 
-from clab_d2.video import VideoDetector
+from clab_d2.video import VideoDetector, find_videos
 
 tool = import_tool("detect_videos")
+
+
+class WeakModel(NotingModel):
+    """Finds what the noting model does, with a score of 0.25."""
+
+    def detect(self, clip: dict[str, Any]) -> Instances:
+        found = super().detect(clip)
+        found.scores = torch.full((len(found),), 0.25)
+        return found
 
 
 class Runs:
@@ -76,6 +88,34 @@ def test_a_bad_video_does_not_stop_the_others(
     runs.seen.clear()
     assert runs() == 0  # all is done
     assert runs.seen == []
+
+
+def test_how_many_are_shown_is_told(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "clab_d2")
+    runs.detector = VideoDetector(make_cfg(), WeakModel(), ["thing"])
+    runs("--part", "1/4")
+    runs("--part", "3/4", "--score-threshold", "0.2")
+    told = [r for r in caplog.records if r.name == "clab_d2.video.many_videos"]
+    assert [record.levelname for record in told] == ["WARNING", "INFO"]
+    assert "a.mp4: no detection of at least 0.5, the best has 0.25" in told[0].getMessage()
+    assert "b.mp4: 3 detections of at least 0.2" in told[1].getMessage()
+
+
+def test_linked_folders_are_followed_but_not_for_ever(runs: Runs, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "frames"
+    elsewhere.parent.mkdir()
+    (runs.videos / "pictures").rename(elsewhere)
+    (runs.videos / "broken.mp4").unlink()
+    (runs.videos / "pictures").symlink_to(elsewhere)
+    (runs.videos / "linked").symlink_to(elsewhere.parent)
+    # Loops: to where it is, to all above, and there and back.
+    (runs.videos / "deep" / "again").symlink_to(runs.videos)
+    (runs.videos / "deep" / "root").symlink_to(tmp_path)
+    (elsewhere.parent / "back").symlink_to(runs.videos)
+    found = {str(p.relative_to(runs.videos)) for p in find_videos(runs.videos)}
+    assert found == {"a.mp4", "deep/b.mp4", "pictures", "linked/frames"}
+    assert runs() == 0
+    assert runs.written == ALL | {"linked/frames.json"}
 
 
 def test_goes_on_where_it_stopped(runs: Runs) -> None:

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from clab_d2.errors import ConfigError
-from clab_d2.video.tracks import TRACKERS, Tracker
+from clab_d2.video.tracks import LEAST_SCORE, TRACKERS, Tracker
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
 each_method = pytest.mark.parametrize("method", TRACKERS)
@@ -78,6 +78,38 @@ def test_a_track_that_was_away_for_long_is_another() -> None:
 def test_weak_detections_begin_no_track() -> None:
     weak = instances_of((50.0, 50.0, 0), score=0.2)
     assert track("bytetrack", [weak] * 5) == [[-1]] * 5
+
+
+def repeated(shift: float) -> Instances:
+    """An object found twice: a second box of a lower score so many of its 20 pixels aside."""
+    found = instances_of((50.0, 50.0, 0), (50.0 + shift, 50.0, 0))
+    found.scores = torch.tensor([0.8, 0.9])
+    return found
+
+
+@each_method
+def test_a_box_that_repeats_a_better_one_is_no_object(method: str) -> None:
+    """IoU of 0.6: what the detectors' own NMS would take out is less sure than that."""
+    assert track(method, [repeated(5.0)] * 6)[-1] == [-1, 1]
+    assert sorted(track(method, [repeated(15.0)] * 6)[-1]) == [1, 2]  # IoU of 0.14
+    other_class = repeated(5.0)
+    other_class.pred_classes = torch.tensor([0, 1])
+    assert sorted(track(method, [other_class] * 6)[-1]) == [1, 2]
+
+
+def test_what_trackers_are_given_can_be_chosen() -> None:
+    tracker = Tracker(frame_rate=10, nms_threshold=1.0)
+    results = [tracker.update(repeated(5.0), IMAGE) for _ in range(4)]
+    assert sorted(results[-1].track_ids.tolist()) == [1, 2]
+    strong, weak = instances_of((50.0, 50.0, 0)), instances_of((50.0, 50.0, 0), score=0.05)
+    for least_score, expected in ((LEAST_SCORE, [-1]), (0.01, [1])):
+        tracker = Tracker(frame_rate=10, least_score=least_score)
+        results = [tracker.update(frame, IMAGE) for frame in (strong, strong, strong, weak)]
+        assert results[-2].track_ids.tolist() == [1]
+        assert results[-1].track_ids.tolist() == expected
+    for name in ("least_score", "nms_threshold"):
+        with pytest.raises(ConfigError, match=f"{name} is 1.5; it must be from 0 to 1"):
+            Tracker(**{name: 1.5})
 
 
 def test_what_is_missing_or_unknown_is_told(monkeypatch) -> None:
