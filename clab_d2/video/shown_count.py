@@ -37,7 +37,7 @@ class ShownCount:
             return f"{self.shown} detections of at least {self._score_threshold:g}"
         if self.found:
             return (
-                f"no detection of at least {self._score_threshold:g}, the best has {self.best:.3g}: "
-                "lower --score-threshold to see it"
+                f"no detection of at least {self._score_threshold:g}, the best has "
+                f"{self.best:.3g}: lower --score-threshold to see it"
             )
         return "no detection of any score: the model finds nothing here that it was trained for"

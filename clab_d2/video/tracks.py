@@ -53,8 +53,8 @@ TRACKERS = tuple(_METHODS)
 #: Detections below this score are not tracked: where ByteTrack's paper ("ByteTrack: Multi-Object
 #: Tracking by Associating Every Detection Box", arXiv 2110.06864) takes its low scores to end.
 LEAST_SCORE = 0.1
-#: Nor are those that overlap a better one of their class by a larger IoU: trackers take each box for
-#: an object, and the detectors' own NMS leaves several on one (measured in docs/detect.md).
+#: Nor are those that overlap a better one of their class by a larger IoU: trackers take each box
+#: for an object, and the detectors' own NMS leaves several on one (measured in docs/detect.md).
 NMS_THRESHOLD = 0.3
 
 
