@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from clab_d2.data.coco_json import read_coco_json
+from clab_d2.data.coco_json import NO_VIDEOS, has_videos, read_coco_json
 from clab_d2.data.frame_files import FrameFiles, first_out_of_order
 from clab_d2.data.frames import read_frame
 from clab_d2.data.json_values import (
@@ -150,6 +150,8 @@ def check_dataset(
     images = _check_images(data, findings)
     _check_annotations(data["annotations"], images, categories, findings)
     _check_videos(data, findings)
+    if not has_videos(data):
+        findings.warn(NO_VIDEOS, f"all {len(data['images'])} images")
     present = _check_files(_locate_frames(data, images, image_root, findings), findings)
     num_read = 0
     if frames:

@@ -19,6 +19,7 @@ from clab_d2.converters.coco_vid_parts import (
     keep_annotated,
     video_of,
 )
+from clab_d2.data.coco_json import NO_VIDEOS, has_videos
 from clab_d2.errors import ConfigError, DataError
 
 __all__ = ["split_by_time", "split_by_video"]
@@ -95,9 +96,11 @@ def split_by_time(data: Json, val_share: float = 0.2) -> tuple[Json, Json]:
         The file for training, and that for validation.
 
     Raises:
-        DataError: a side would have no object.
+        DataError: there is no video, or a side would have no object.
     """
     _check_share(val_share)
+    if not has_videos(data):
+        raise DataError(f"a split by time needs videos, and {NO_VIDEOS}; or split it by video")
     for_val: set[int] = set()
     for known in annotated_by_video(data):
         if len(known) > 1:

@@ -14,6 +14,7 @@ from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader
 
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
+from clab_d2.data.coco_json import NO_VIDEOS
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.device_loader import pins_memory, to_device
@@ -67,6 +68,12 @@ def build_vid_train_loader(
         if warning is not None:
             # Once, though precise batch norm has a loader of its own.
             log_first_n(logging.WARNING, warning, key="message")
+    if needs_references and all(record["num_frames"] == 1 for record in records):
+        log_first_n(
+            logging.WARNING,
+            f"{', '.join(names)}: a detector over frames, but {NO_VIDEOS}",
+            key="message",
+        )
     mapper = VIDDatasetMapper(
         cfg,
         is_train=True,

@@ -20,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
+#: What is said of a file whose images are all stills.
+NO_VIDEOS = (
+    "no image has a video_id: stills, whose references are the image itself; of frames of a video, "
+    'add "videos", and to each image video_id and frame_id, as datasets/README.md says'
+)
+
 
 def read_coco_json(json_file: str) -> Json:
     """Read a COCO-style file and check its outline: an object with its three lists.
@@ -48,6 +54,11 @@ def read_coco_json(json_file: str) -> Json:
     if not data["images"]:
         raise DataError(f'{json_file}: "images" is empty; the dataset has no frame')
     return data
+
+
+def has_videos(data: Json) -> bool:
+    """Whether any image of a COCO file belongs to a video."""
+    return any(isinstance(i, dict) and i.get("video_id") is not None for i in data["images"])
 
 
 def _missing_file(json_file: str) -> DataError:

@@ -93,12 +93,23 @@ def size_report(cfg: CfgNode, objects: ObjectBoxes) -> list[str]:
     ]
     if is_too_small(at_input, stride):
         lines.append(f"warning: {too_small_line(at_input, stride)}")
-    elif np.quantile(at_input.side, QUANTILES[0]) >= 2 * WELL_SIZED_STRIDES * stride:
+    smaller = _half_is_enough(at_input, size, stride)
+    if smaller is not None:
         lines.append(
             f"all but the smallest objects are over {2 * WELL_SIZED_STRIDES:g} cells wide: half "
             "of this input size would show them, too, in a quarter of the time"
         )
-    return lines + _proposal(cfg, objects, anchors)
+    new_size = smaller or propose_input(objects, size, stride)
+    return lines + _proposal(cfg, objects, anchors, new_size)
+
+
+def _half_is_enough(at_input: ObjectBoxes, size: InputSize, stride: int) -> InputSize | None:
+    """Half the size, where all but the smallest objects stay well-sized at it."""
+    least = np.quantile(at_input.side, QUANTILES[0])
+    # Frames that are left as they are (short_edge 0) have no size to halve.
+    if size.short_edge < 2 or least < 2 * WELL_SIZED_STRIDES * stride:
+        return None
+    return InputSize(size.short_edge // 2, size.max_size // 2, size.backend)
 
 
 def _frame_sizes(objects: ObjectBoxes, size: InputSize) -> str:
@@ -150,9 +161,10 @@ def _matched(best: np.ndarray, threshold: float) -> str:
     )
 
 
-def _proposal(cfg: CfgNode, objects: ObjectBoxes, anchors: Anchors) -> list[str]:
+def _proposal(
+    cfg: CfgNode, objects: ObjectBoxes, anchors: Anchors, new_size: InputSize | None
+) -> list[str]:
     size, threshold = InputSize.at_test(cfg), cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
-    new_size = propose_input(objects, size, min(anchors.strides))
     at_input = objects.resized(new_size or size)
     new_anchors = propose_anchors(at_input, anchors, threshold)
     overrides: dict[str, object] = {}
@@ -169,12 +181,13 @@ def _proposal(cfg: CfgNode, objects: ObjectBoxes, anchors: Anchors) -> list[str]
         if new_anchors.ratios != anchors.ratios:
             overrides["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = new_anchors.ratios
     if not overrides:
-        return ["input size and anchors suit these objects: no change to propose"]
+        return ["no input size or anchors found that suit these objects better: nothing to propose"]
     told = f"sqrt(area) {np.median(at_input.side):.0f} in the median"
     if new_size is not None:
         cost = np.prod(at_input.frame, axis=1).mean()
         cost /= np.prod(objects.resized(size).frame, axis=1).mean()
-        told += f" (frames of {cost:.1f} times as many pixels: slower by about as much)"
+        speed = "slower" if cost > 1 else "faster"
+        told += f" (frames of {cost:.2g} times as many pixels: {speed} by about as much)"
     best = (new_anchors or anchors).best_iou(at_input)
     words = " ".join(f"{key} {shlex.quote(str(value))}" for key, value in overrides.items())
     return [f"proposed: {told}, {_matched(best, threshold)}:", words]

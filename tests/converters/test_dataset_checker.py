@@ -14,6 +14,7 @@ from encoded_videos import encode, moving_pictures
 from made_datasets import MadeDataset, MakeDataset
 
 from clab_d2.converters.dataset_checker import check_dataset
+from clab_d2.data.coco_json import NO_VIDEOS
 from clab_d2.errors import DataError
 
 Break = Callable[[MadeDataset], Any]
@@ -51,6 +52,12 @@ def test_a_good_dataset_has_no_problems(make_dataset: MakeDataset) -> None:
     assert seen == [10]
     report = check_dataset(dataset.json_file, dataset.root)
     assert report.lines() == ["2 videos, 10 images, 10 annotations", "no problems found"]
+
+
+def test_stills_alone_are_told_of(make_dataset: MakeDataset) -> None:
+    found = check(make_dataset(lengths=(), stills=3))
+    assert found.pop(NO_VIDEOS) == 1 and not found
+    assert NO_VIDEOS not in check(make_dataset(lengths=(2,), stills=3))
 
 
 # what is broken -> (how, what is reported, how often)

@@ -170,3 +170,10 @@ def test_what_is_read_could_be_trained_on(tmp_path: Path) -> None:
     file.write_text(json.dumps(data))
     with pytest.raises(DataError, match="is of image 999"):
         read_coco_vid(str(file))
+
+
+def test_stills_have_no_time_to_split_by() -> None:
+    with pytest.raises(DataError, match="by time needs videos, and no image has a video_id"):
+        split_by_time(make([], stills=4))
+    train, val = split_by_video(make([], stills=4), 0.25)
+    assert (len(train["images"]), len(val["images"])) == (3, 1)

@@ -24,6 +24,7 @@ from clab_d2.data import (
 )
 from clab_d2.data import dataset_mapper as dataset_mapper_module
 from clab_d2.data.build import get_key_frames
+from clab_d2.data.coco_json import NO_VIDEOS
 from clab_d2.errors import ConfigError, DataError
 
 MakeCfg = Callable[..., CfgNode]
@@ -59,6 +60,22 @@ def test_training_mixes_videos_and_stills(
     references = {f for clip in of_videos for f in clip["reference_frame_ids"]}
     assert references - {1, 2}, "frames that are no key frames are references"
     assert all(len(batch) == 2 for batch in itertools.islice(loader, 3))
+
+
+def test_training_over_frames_warns_of_stills_alone(
+    make_dataset: MakeDataset, make_cfg: MakeCfg, caplog: pytest.LogCaptureFixture
+) -> None:
+    videos, stills = make_dataset((6,)), make_dataset((), stills=4)
+    cfg = make_cfg(videos)
+    build_vid_train_loader(cfg)
+    cfg.DATASETS.TRAIN = (videos.name, stills.name)
+    build_vid_train_loader(cfg)
+    cfg.DATASETS.TRAIN = (stills.name,)
+    build_vid_train_loader(cfg, needs_references=False)
+    assert NO_VIDEOS not in caplog.text
+    for _ in range(2):
+        build_vid_train_loader(cfg)
+    assert caplog.text.count(NO_VIDEOS) == 1
 
 
 def test_workers_draw_differently(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -199,3 +200,10 @@ def test_wrong_option_is_found(tmp_path: Path) -> None:
     assert isinstance(tool, Command)
     with pytest.raises(AssertionError, match="no option --tarin"):
         _check_options(import_command(tool).make_parser(), arguments, line)
+
+
+def test_scripts_can_be_executed_as_they_are_written() -> None:
+    """The docs write ``tools/evaluate.py ...``, without python in front."""
+    for script in [*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")]:
+        if script.read_text(encoding="utf-8").startswith("#!"):
+            assert os.access(script, os.X_OK), f"git update-index --chmod=+x {script.name}"

@@ -72,13 +72,21 @@ def test_small_people_on_mini_vids_input(mini_vid: CfgNode) -> None:
     assert mini_vid.INPUT.MIN_SIZE_TEST > 300 and len(mini_vid.INPUT.MIN_SIZE_TRAIN) == 1
     again = size_report(mini_vid, objects)
     assert not [line for line in again if line.startswith("warning")]
-    assert again[-1] == "input size and anchors suit these objects: no change to propose"
+    assert again[-1].endswith("suit these objects better: nothing to propose")
 
 
 def test_objects_that_suit_and_large_ones(mini_vid: CfgNode) -> None:
     mini_vid.MODEL.RPN.BOUNDARY_THRESH = -1
-    assert "no change" in size_report(mini_vid, people(160, 190))[-1]
-    assert "half of this input size" in "\n".join(size_report(mini_vid, people(500, 450)))
+    lines = size_report(mini_vid, people(160, 190))
+    assert "nothing to propose" in lines[-1] and "half of" not in "\n".join(lines)
+    lines = size_report(mini_vid, people(500, 450))
+    assert "half of this input size" in "\n".join(lines) and "nothing to" not in "\n".join(lines)
+    assert "0.25 times as many pixels: faster by" in lines[-2]
+    mini_vid.merge_from_list(shlex.split(lines[-1]))
+    assert (mini_vid.INPUT.MIN_SIZE_TEST, mini_vid.INPUT.MAX_SIZE_TEST) == (64, 96)
+    assert mini_vid.INPUT.MIN_SIZE_TRAIN == (64,)
+    mini_vid.INPUT.MIN_SIZE_TEST = 0  # frames as they are, which no key halves
+    assert "half of" not in "\n".join(size_report(mini_vid, people(500, 450)))
     assert size_report(mini_vid, ObjectBoxes.from_records([])) == [
         "object sizes: there is no object to look at"
     ]
