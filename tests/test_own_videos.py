@@ -180,7 +180,7 @@ def test_metrics_are_of_the_annotated_frames(folder: Path) -> None:
     known = set(truth.image_ids[truth.annotated].tolist())
     assert len(known) == 18 and len(truth.annotated) == 212
     for name in ("single", "clab"):
-        results = folder / f"mine/output/{name}/inference/street_val"
+        results = folder / f"mine/output/{name}/inference/mine_val"
         predictions = json.loads((results / "predictions.json").read_text())
         assert {p["image_id"] for p in predictions} == known
         metrics = json.loads((results / "metrics.json").read_text())
