@@ -58,6 +58,14 @@ __all__ = [
 
 Main = Callable[[argparse.Namespace, CfgNode], Any]
 
+# How these messages of Detectron2's begin.
+_LONG_LISTS = (
+    "Environment info:\n",
+    "Contents of args.config_file=",
+    "Running with full config:\n",
+    "Model:\n",
+)
+
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """Detectron2's options for training and evaluation, and ``--import`` for plug-ins.
@@ -75,12 +83,29 @@ def setup_process(cfg: CfgNode, args: argparse.Namespace) -> None:
     # What Detectron2 calls by an old name works all the same.
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    _keep_long_lists_in_the_file(setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank()))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clab_d2")
+    logger.info("environment, config and the model's modules are in %s/log.txt", cfg.OUTPUT_DIR)
     register_datasets_from_config(cfg)
     processes = comm.get_local_size()
     if torch.device(cfg.MODEL.DEVICE).type == "cpu" and processes > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
+def _keep_long_lists_in_the_file(d2_logger: logging.Logger) -> None:
+    """Keep what Detectron2 lists by the hundred lines from the console.
+
+    The logger is set up ahead of ``default_setup``, whose own call, with the same arguments, gives
+    the same logger and adds nothing.
+    """
+    for handler in d2_logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.addFilter(_is_no_long_list)
+
+
+def _is_no_long_list(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not record.getMessage().startswith(_LONG_LISTS)
 
 
 def run(main: Main, args: argparse.Namespace) -> int:

@@ -73,6 +73,10 @@ def test_divergence(repo_root: Path, tmp_path: Path, way: str, what: str, proces
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, output
     assert "the training diverged at iteration 3" in lines[0]
+    log = (tmp_path / "out" / "log.txt").read_text()
+    for long_list in ("Environment info:\n", "Running with full config:\n", "Model:\n"):
+        assert long_list in log and long_list not in output
+    assert f"are in {tmp_path / 'out'}/log.txt" in output
     assert what in lines[0]
     assert "SOLVER.BASE_LR" in lines[0]
     assert "Traceback" not in output
