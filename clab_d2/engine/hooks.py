@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from clab_d2.data.training_order import ClipOrder
@@ -27,6 +28,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # One Ctrl-C may reach a process twice (terminal and launcher); a later one means "now".
 _SAME_REQUEST_S = 2.0
 _WORKER_GRACE_S = 10
+
+
+class FirstLine(HookBase):
+    """A line of progress after the first iteration: the next may be minutes away on a CPU."""
+
+    def __init__(self, printer: EventWriter, period: int) -> None:
+        """
+        Args:
+            printer: prints the line.
+            period: of the lines that are printed anyway.
+        """
+        self._printer, self._period = printer, period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        is_first = self.trainer.iter == self.trainer.start_iter
+        if is_first and done % self._period and done < self.trainer.max_iter:
+            self._printer.write()
 
 
 class StopOnSignal(HookBase):

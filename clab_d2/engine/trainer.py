@@ -52,6 +52,7 @@ from clab_d2.engine.checkpointer import Purpose, VIDCheckpointer
 from clab_d2.engine.hooks import (
     DataOrder,
     FinalModel,
+    FirstLine,
     PeriodicCheckpoint,
     PeriodicEvaluation,
     StopOnSignal,
@@ -285,8 +286,10 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Any:
         if comm.is_main_process():
-            writers = hooks.PeriodicWriter(self.build_writers(), self.cfg.SOLVER.LOG_PERIOD)
-            self.register_hooks([writers])
+            writers, period = self.build_writers(), self.cfg.SOLVER.LOG_PERIOD
+            printers = [writer for writer in writers if isinstance(writer, CommonMetricPrinter)]
+            self.register_hooks([FirstLine(printer, period) for printer in printers])
+            self.register_hooks([hooks.PeriodicWriter(writers, period)])
         try:
             results = super().train()
         finally:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
+from detectron2.utils.events import EventWriter, get_event_storage
 from made_datasets import MakeDataset
 
 from clab_d2.data import build_vid_test_loader
 from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.workers import init_worker
-from clab_d2.engine.hooks import StopOnSignal
+from clab_d2.engine.hooks import FirstLine, StopOnSignal
 from clab_d2.engine.trainer import drop_metrics_from
 
 
@@ -41,6 +42,26 @@ class Recorder(HookBase):
 
     def after_train(self) -> None:
         self.ended = True
+
+
+class NotingWriter(EventWriter):
+    def __init__(self) -> None:
+        self.iterations: list[int] = []
+
+    def write(self) -> None:
+        self.iterations.append(get_event_storage().iter)
+
+
+@pytest.mark.parametrize(("start", "end", "period", "lines"), [
+    (0, 9, 5, [0]), (3, 9, 5, [3]), (4, 9, 5, []), (0, 9, 1, []), (0, 1, 5, []),
+])  # fmt: skip
+def test_a_line_after_the_first_iteration(
+    start: int, end: int, period: int, lines: list[int]
+) -> None:
+    trainer, writer = CountingTrainer({}), NotingWriter()
+    trainer.register_hooks([FirstLine(writer, period)])
+    trainer.train(start, end)
+    assert writer.iterations == lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
