@@ -72,6 +72,23 @@ def keep_greatest(
     )
 
 
+def _with_rows_in_use(key_rows: Tensor, lists: SampleLists) -> tuple[Tensor, SampleLists]:
+    """Of the key map only the positions that bins are made of: RoIs leave parts of it out, which
+    then need no products.
+
+    Args:
+        key_rows: (h * w, C).
+        lists: the rows that each bin sums up.
+
+    Returns:
+        (P, C) with P <= h * w, and the lists with their numbers among these.
+    """
+    in_use = torch.zeros(len(key_rows), dtype=torch.bool)
+    in_use[lists.rows.flatten()] = True
+    numbers = in_use.cumsum(0, dtype=torch.int32) - 1
+    return key_rows[in_use], lists._replace(rows=numbers[lists.rows])
+
+
 @torch.no_grad()
 def search(
     bins: Tensor,
@@ -89,6 +106,7 @@ def search(
         tile: reference positions to correlate at a time.
     """
     lists = merge_samples(interpolation.positions, interpolation.weights.float())
+    key_rows, lists = _with_rows_in_use(key_rows, lists)
 
     def merge(
         correlation: Tensor, start: int, values: Tensor, positions: Tensor
