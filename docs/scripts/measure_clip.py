@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clab_d2 import VideoDetector
-from clab_d2.engine.launch import exit_status
+from clab_d2.engine.launch import add_key_value_option, exit_status
 from clab_d2.errors import DataError
 
 # What makes a detector temporal
@@ -42,11 +42,11 @@ def frames_per_second(detector: VideoDetector, clip: Path, num_frames: int) -> f
 
 def measure(args: argparse.Namespace) -> None:
     short, long = args.size
-    size = ["INPUT.MIN_SIZE_TEST", str(short), "INPUT.MAX_SIZE_TEST", str(long)]
+    options = ["INPUT.MIN_SIZE_TEST", str(short), "INPUT.MAX_SIZE_TEST", str(long), *args.opts]
     alone = [word for place in AGGREGATION for word in (f"MODEL.AGGREGATION.{place}", "")]
     detectors = {
-        "single frame": VideoDetector.from_file(args.weights, options=[*size, *alone]),
-        "temporal": VideoDetector.from_file(args.weights, options=size),
+        "single frame": VideoDetector.from_file(args.weights, options=[*options, *alone]),
+        "temporal": VideoDetector.from_file(args.weights, options=options),
     }
     passes: dict[str, list[float]] = {name: [] for name in detectors}
     for _ in range(args.passes):
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--frames", type=int, default=200, help="of a pass (default: 200)")
     parser.add_argument("--passes", type=int, default=5, help="of each (default: 5)")
+    add_key_value_option(parser)
     return exit_status(measure, parser.parse_args(argv))
 
 

@@ -35,3 +35,5 @@ def test_both_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert re.search(r"[\d.]+ times its single frame's time", out)
     assert script.main([*words, "--frames", "20"]) == 2
     assert "has 12 frames; give --frames of 7 at most" in capsys.readouterr().err
+    assert script.main([*words, "--frames", "3", "--opts", "MODEL.NOPE", "1"]) == 2
+    assert "MODEL.NOPE" in capsys.readouterr().err
