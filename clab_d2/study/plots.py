@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from clab_d2.evaluation.plots import COLOURS, new_figure
 from clab_d2.io import atomic_write
+from clab_d2.study.plan import folder_name
 from clab_d2.study.report import Figure as Measured
 from clab_d2.study.report import Report, Row
 from clab_d2.study.statistics import Estimate
@@ -17,24 +18,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Side by side in one picture.
+MOST_PANELS = 5
+
 Shown = Callable[[Row], tuple[Mapping[int, float], Estimate | None]]
 
 
 def draw_report(report: Report, folder: Path) -> list[Path]:
     """Write ``values.png`` and, where there are any, ``differences.png``; of several datasets a
-    pair each, beginning with its name.
+    pair each, beginning with its name, and of a split a pair that ends with its own.
 
     Returns:
         The files.
     """
     datasets = list(dict.fromkeys(figure.dataset for figure in report.figures))
     files = []
-    for dataset in datasets:
-        measured = [figure for figure in report.figures if figure.dataset == dataset]
-        prefix = f"{dataset}_" if len(datasets) > 1 else ""
-        figures = {f"{prefix}values": values_figure(report, measured)}
+    for measured in report.tables():
+        prefix = f"{measured[0].dataset}_" if len(datasets) > 1 else ""
+        split = folder_name([measured[0].split.replace("/", "_")])
+        suffix = f"_{split}" if split else ""
+        figures = {f"{prefix}values{suffix}": values_figure(report, measured)}
         if any(row.differences for figure in measured for row in figure.rows):
-            figures[f"{prefix}differences"] = differences_figure(report, measured)
+            figures[f"{prefix}differences{suffix}"] = differences_figure(report, measured)
         for name, figure in figures.items():
             files.append(folder / f"{name}.png")
             with atomic_write(files[-1], "wb") as file:
@@ -72,13 +77,17 @@ def _panels(
     shown: Shown,
 ) -> Figure:
     labels = [", ".join(condition.values()) or report.study.name for condition in conditions]
-    figure = new_figure(2.5 + 3.2 * len(measured), 1.6 + 0.35 * len(conditions))
-    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
-    for axes, one in zip(panels, measured, strict=True):
+    lines = math.ceil(len(measured) / MOST_PANELS)
+    across = math.ceil(len(measured) / lines)
+    figure = new_figure(2.5 + 3.2 * across, 0.6 + (1 + 0.35 * len(conditions)) * lines)
+    panels = figure.subplots(lines, across, sharey=True, squeeze=False).ravel()
+    for unused in panels[len(measured) :]:
+        unused.set_visible(False)
+    for axes, one in zip(panels, measured, strict=False):
         for place, condition in enumerate(conditions):
             row = next(row for row in one.rows if row.condition == condition)
             _dots(axes, place, *shown(row))
-        axes.set_xlabel(f"{one.metric} (%)")
+        axes.set_xlabel(f"{one.name} (%)")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(labels)), labels, fontsize=9)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)

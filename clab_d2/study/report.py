@@ -19,6 +19,7 @@ from clab_d2.study.results import Result
 from clab_d2.study.statistics import (
     Estimate,
     estimate,
+    holm,
     paired_differences,
     pooled_std,
     smallest_detectable_difference,
@@ -56,6 +57,8 @@ class Figure:
 
     Attributes:
         dataset, metric: which.
+        split: the place of several figures that the metric is one of, as "vid/by-condition"; ""
+            for one that the study names itself.
         rows: in the study's order.
         std: standard deviation of a difference by seed (:func:`make_report` says which).
         detectable: number of seeds -> smallest difference that so many likely show; NaN where
@@ -64,9 +67,15 @@ class Figure:
 
     dataset: str
     metric: str
+    split: str
     rows: list[Row]
     std: float
     detectable: dict[int, float]
+
+    @property
+    def name(self) -> str:
+        """For the head of a column: of a split, only what it is split by."""
+        return self.metric.removeprefix(f"{self.split}/") if self.split else self.metric
 
 
 @dataclass(frozen=True)
@@ -91,21 +100,31 @@ class Report:
             file.write(self.csv())
         return files
 
+    def tables(self) -> list[list[Figure]]:
+        """The figures that are shown together: by dataset, and each split for itself."""
+        tables: dict[tuple[str, str], list[Figure]] = {}
+        for figure in self.figures:
+            tables.setdefault((figure.dataset, figure.split), []).append(figure)
+        return list(tables.values())
+
     def markdown(self) -> str:
-        """The table for people; of several datasets, one each."""
+        """The tables for people; of several datasets, and of each split, one of its own."""
         study = self.study
         parts = [f"# {study.title}"]
         if study.note:
             parts.append(study.note)
         datasets = list(dict.fromkeys(figure.dataset for figure in self.figures))
-        for dataset in datasets:
-            figures = [figure for figure in self.figures if figure.dataset == dataset]
+        for figures in self.tables():
+            heads = [figures[0].split]
             if len(datasets) > 1:
-                parts.append(f"## {dataset}")
+                heads.insert(0, figures[0].dataset)
+            if any(heads):
+                parts.append(f"## {', '.join(filter(None, heads))}")
             parts.append(self._means(figures))
             if study.baseline:
                 parts.append(self._baseline_sentence())
                 parts.append(self._differences(figures))
+                parts += self._excluding_zero(figures)
             parts.append(self._detectable(figures))
         runs = sum(len(row.values) for row in self.figures[0].rows) if self.figures else 0
         on = f" on {', '.join(self.machines)}" if self.machines else ""
@@ -137,6 +156,27 @@ class Report:
             ),
         )  # fmt: skip
 
+    def _excluding_zero(self, figures: Sequence[Figure]) -> list[str]:
+        """How many intervals exclude 0, and which do so together; nothing without intervals."""
+        named = [
+            (f"{', '.join(row.condition.values())} ({figure.name})", row.difference)
+            for figure in figures
+            for row in figure.rows
+            if row.difference is not None and row.difference.count > 1
+        ]
+        if not named:
+            return []
+        differences = [difference for _, difference in named]
+        number = sum(difference.excludes_zero for difference in differences)
+        by_chance = (1 - self.confidence) * len(named)
+        holding = holm([difference.p_value for difference in differences], 1 - self.confidence)
+        together = [name for (name, _), holds in zip(named, holding, strict=True) if holds]
+        return [
+            f"{number} of these {len(named)} intervals exclude 0; if nothing differed, chance "
+            f"would make {by_chance:.1f}. With {_percent(self.confidence)} confidence in all of "
+            f"them together (Holm's correction), these differ: {'; '.join(together) or 'none'}."
+        ]
+
     def _table(
         self, figures: Sequence[Figure], conditions: Sequence[Condition], counted: str, cell: Any
     ) -> str:
@@ -150,7 +190,7 @@ class Report:
             names = [_escaped(condition[factor]) for factor in factors] or [self.study.name]
             lines.append([*names, cells[0][0], *(text for _, text in cells)])
         headers = [*(map(_escaped, factors) if factors else [""]), counted]
-        return _pipe_table([*headers, *(figure.metric for figure in figures)], lines, len(headers))
+        return _pipe_table([*headers, *(figure.name for figure in figures)], lines, len(headers))
 
     def _detectable(self, figures: Sequence[Figure]) -> str:
         lines = [
@@ -158,7 +198,7 @@ class Report:
             for count in SEED_COUNTS
         ]
         stds = ["standard deviation", *(_number(figure.std) for figure in figures)]
-        table = _pipe_table(["seeds", *(figure.metric for figure in figures)], [stds, *lines], 1)
+        table = _pipe_table(["seeds", *(figure.name for figure in figures)], [stds, *lines], 1)
         return (
             f"The difference that so many seeds show with a probability of {_percent(POWER)} "
             f"(their {_percent(self.confidence)} interval then excludes 0), by the standard "
@@ -229,7 +269,11 @@ def make_report(study: Study, results: Sequence[Result], confidence: float) -> R
     figures = []
     for dataset in dict.fromkeys(result.dataset for result in results):
         of_dataset = [result for result in results if result.dataset == dataset]
-        figures += [_figure(study, of_dataset, metric, confidence) for metric in study.metrics]
+        figures += [
+            _figure(study, of_dataset, metric, split, confidence)
+            for place in study.metrics
+            for metric, split in _metrics_at(study, place, of_dataset)
+        ]
     # A run on two datasets was computed once.
     by_run = {result.key[:2]: result.run for result in results}.values()
     seconds = [run.get("seconds", 0) for run in by_run]
@@ -238,7 +282,24 @@ def make_report(study: Study, results: Sequence[Result], confidence: float) -> R
     return Report(study, confidence, figures, hours, list(machines))
 
 
-def _figure(study: Study, results: Sequence[Result], metric: str, confidence: float) -> Figure:
+def _metrics_at(study: Study, place: str, results: Sequence[Result]) -> list[tuple[str, str]]:
+    """A metric and no split; or, of a place that holds several, each and the place.
+
+    What is null in every result, as classes without objects are, is left out.
+    """
+    names = dict.fromkeys(name for result in results for name in result.names_under(place))
+    metrics = [f"{place}/{name}" for name in names]
+    known = [
+        metric
+        for metric in metrics
+        if not all(math.isnan(_value(study, result, metric)) for result in results)
+    ]
+    return [(metric, place) for metric in known] or [(place, "")]
+
+
+def _figure(
+    study: Study, results: Sequence[Result], metric: str, split: str, confidence: float
+) -> Figure:
     values: list[tuple[Condition, dict[int, float]]] = []
     for condition in study.conditions():
         of_condition = [result for result in results if result.condition == condition]
@@ -269,7 +330,7 @@ def _figure(study: Study, results: Sequence[Result], metric: str, confidence: fl
         count: smallest_detectable_difference(std, count, confidence, POWER)
         for count in SEED_COUNTS
     }
-    return Figure(results[0].dataset, metric, rows, std, detectable)
+    return Figure(results[0].dataset, metric, split, rows, std, detectable)
 
 
 def _value(study: Study, result: Result, metric: str) -> float:
@@ -285,7 +346,7 @@ def _value(study: Study, result: Result, metric: str) -> float:
         )
         raise ConfigError(
             f"{study.source}: metrics has {metric!r}, which is no figure on {result.dataset}; "
-            f"there are {there}, and those by class under vid/per-class"
+            f"there are {there}, and those by class at vid/per-class"
         ) from None
 
 

@@ -61,6 +61,15 @@ class Result:
             raise KeyError(metric)
         return float(found)
 
+    def names_under(self, place: str) -> list[str]:
+        """The names at a place that holds several figures, as "vid/by-condition"; [] elsewhere."""
+        found: Any = self.metrics
+        for name in place.split("/"):
+            found = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            return []
+        return [name for name, value in found.items() if not isinstance(value, dict)]
+
 
 def collect_results(finished: Iterable[Run], configs: DeclaredConfigs) -> list[Result]:
     """The results of finished runs, less those that are not reported.

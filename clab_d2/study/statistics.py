@@ -31,6 +31,21 @@ class Estimate:
     high: float
     count: int
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval does."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def p_value(self) -> float:
+        """How likely a mean so far from 0 is if the true one is 0 (two-sided t-test); NaN below
+        two values."""
+        if math.isnan(self.standard_error):
+            return math.nan
+        if self.standard_error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.standard_error, self.count - 1))
+
 
 def estimate(values: Iterable[float], confidence: float) -> Estimate:
     """Mean, standard error and t-based confidence interval of some values; NaN are left out.
@@ -75,6 +90,27 @@ def pooled_std(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
             squares += float(np.var(known, ddof=1)) * (len(known) - 1)
             freedom += len(known) - 1
     return (math.sqrt(squares / freedom) if freedom else math.nan), freedom
+
+
+def holm(p_values: Sequence[float], level: float) -> list[bool]:
+    """Which of several tests hold together (Holm, Scandinavian Journal of Statistics, 1979).
+
+    If nothing differs, the chance that any at all is named is at most ``level``, however the
+    tests depend on each other.
+
+    Args:
+        p_values: one a test.
+        level: as 0.05.
+
+    Returns:
+        For each test, whether it holds.
+    """
+    holds = [False] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        if not p_values[place] <= level / (len(p_values) - rank):
+            break
+        holds[place] = True
+    return holds
 
 
 def smallest_detectable_difference(

@@ -35,6 +35,7 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/*.md",
+    "docs/study/*/table.md",
     "docs/notebooks/*.ipynb",
     "datasets/README.md",
     "datasets/real_clips/README.md",

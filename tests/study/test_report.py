@@ -157,6 +157,49 @@ def test_several_datasets_have_a_table_each(
     assert names == ["val_values.png", "val_differences.png", "other_values.png"]
 
 
+def test_a_place_of_several_figures_is_a_split_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "by_kind.yaml"
+    path.write_text(
+        "{config: c, factors: {f: [a, b]}, seeds: [1, 2, 3], baseline: {f: a}, "
+        "metrics: [vid/AP50, vid/by-condition]}"
+    )
+
+    def one(level: str, seed: int, all_of_it: float, dark: float) -> Result:
+        kinds = {"dark": dark, "no such object": None, "clear": 90.0 + seed}
+        vid = {"AP50": all_of_it, "by-condition": kinds}
+        return Result({"f": level}, seed, "val", {"vid": vid})
+
+    values = {("a", 1): 30.0, ("a", 2): 31.0, ("a", 3): 32.0,
+              ("b", 1): 40.0, ("b", 2): 41.1, ("b", 3): 42.2}  # fmt: skip
+    results = [one(level, seed, 50.0, dark) for (level, seed), dark in values.items()]
+    report = make_report(load_study(str(path)), results, 0.95)
+    plain, split = report.tables()
+    assert [(figure.metric, figure.name) for figure in plain] == [("vid/AP50", "vid/AP50")]
+    assert [(figure.metric, figure.name) for figure in split] == [
+        ("vid/by-condition/dark", "dark"), ("vid/by-condition/clear", "clear"),
+    ]  # fmt: skip
+    markdown = report.markdown()
+    assert "## vid/by-condition\n\n| f   | seeds   |         dark |        clear |" in markdown
+    assert "no such object" not in markdown
+    assert "0 of these 1 intervals exclude 0; if nothing differed, chance would make" in markdown
+    assert "1 of these 2 intervals exclude 0" in markdown
+    assert markdown.count("these differ: none.") == 1
+    assert "these differ: b (dark)." in markdown
+    assert [file.name for file in draw_report(report, tmp_path)] == [
+        "values.png", "differences.png",
+        "values_vid_by-condition.png", "differences_vid_by-condition.png",
+    ]  # fmt: skip
+
+
+def test_many_panels_stand_in_lines(study: Study, results: list[Result]) -> None:
+    from clab_d2.study.plots import values_figure
+
+    report = make_report(study, results, 0.95)
+    figure = values_figure(report, report.figures[:1] * 7)
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 7 + [False]
+    assert len({axes.get_position().y0 for axes in figure.axes}) == 2
+
+
 def test_a_metric_that_is_not_there_is_named(study: Study) -> None:
     one = [Result({"method": "plain", "depth": "R_50"}, 1, "val", {"vid": {"AP": 1.0}})]
     with pytest.raises(ConfigError, match=r"metrics has 'vid/AP50'.*there are vid/AP"):

@@ -12,6 +12,7 @@ from scipy import stats
 
 from clab_d2.study.statistics import (
     estimate,
+    holm,
     paired_differences,
     pooled_std,
     smallest_detectable_difference,
@@ -54,8 +55,35 @@ def test_the_interval_excludes_0_where_a_t_test_rejects_it(
     ours = stats.ttest_1samp(differences, 0).confidence_interval(confidence)
     assert (found.low, found.high) == pytest.approx((ours.low, ours.high))
     p = stats.ttest_1samp(differences, 0).pvalue
+    assert found.p_value == pytest.approx(p)
     if abs(p - (1 - confidence)) > 1e-6:
-        assert (found.low > 0 or found.high < 0) == (p < 1 - confidence)
+        assert found.excludes_zero == (p < 1 - confidence)
+
+
+@pytest.mark.parametrize(
+    ("values", "p_value"), [([3.0], math.nan), ([0.0, 0.0], 1), ([2.0, 2.0], 0)]
+)
+def test_p_values_at_the_edges(values: list[float], p_value: float) -> None:
+    assert estimate(values, 0.95).p_value == pytest.approx(p_value, nan_ok=True)
+
+
+def test_holm_worked_out_by_hand() -> None:
+    # against 0.05 / 4, / 3, / 2, / 1 from the smallest: 0.03 exceeds 0.025, and ends it
+    assert holm([0.03, 0.01, 0.04, 0.015], 0.05) == [False, True, False, True]
+    assert holm([0.04], 0.05) == [True]
+    assert holm([], 0.05) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))
+def test_holm_is_between_bonferroni_and_none(p_values: list[float], level: float) -> None:
+    holds = holm(p_values, level)
+    for p_value, one in zip(p_values, holds, strict=True):
+        assert one or p_value > level / len(p_values)
+        assert not one or p_value <= level
+    # what holds is the smallest ones
+    assert max((p for p, one in zip(p_values, holds, strict=True) if one), default=0) <= min(
+        (p for p, one in zip(p_values, holds, strict=True) if not one), default=1
+    )
 
 
 def test_differences_pair_by_seed() -> None:
