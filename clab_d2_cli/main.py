@@ -61,11 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in ("-h", "--help", "help"):
-        print(help_text())
-        return 0
+        return _say(help_text())
     if name == "--version":
-        print(f"clab_d2 {importlib.metadata.version('clab_d2')}")
-        return 0
+        return _say(f"clab_d2 {importlib.metadata.version('clab_d2')}")
     try:
         if name == "completion":
             return _completion(rest)
@@ -105,9 +103,8 @@ def _unmet(error: ImportError) -> str | None:
 def _configs() -> int:
     from clab_d2.config_folder import config_folder, list_configs
 
-    print("\n".join(list_configs()))
     print(f"in {config_folder()}", file=sys.stderr)
-    return 0
+    return _say("\n".join(list_configs()))
 
 
 def _completion(arguments: Sequence[str]) -> int:
@@ -116,7 +113,16 @@ def _completion(arguments: Sequence[str]) -> int:
     parsers = {
         command: import_command(command).make_parser() for command in find_commands().values()
     }
-    print(completion_script(arguments[0], parsers))
+    return _say(completion_script(arguments[0], parsers))
+
+
+def _say(text: str) -> int:
+    """Print an answer; whoever reads it may stop early, as ``head`` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

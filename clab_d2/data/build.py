@@ -14,7 +14,7 @@ from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader
 
 from clab_d2.data.catalog import check_frames, check_same_classes, check_video_dataset
-from clab_d2.data.coco_json import NO_VIDEOS
+from clab_d2.data.coco_json import ADD_VIDEOS
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.dataset_mapper import VIDDatasetMapper
 from clab_d2.data.device_loader import pins_memory, to_device
@@ -71,7 +71,8 @@ def build_vid_train_loader(
     if needs_references and all(record["num_frames"] == 1 for record in records):
         log_first_n(
             logging.WARNING,
-            f"{', '.join(names)}: a detector over frames, but {NO_VIDEOS}",
+            f"{', '.join(names)}: a detector over frames, but each image is a still or the only "
+            f"frame of its video, and has no reference but itself; {ADD_VIDEOS}",
             key="message",
         )
     mapper = VIDDatasetMapper(

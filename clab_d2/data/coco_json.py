@@ -20,10 +20,14 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
+#: How frames of a video become more than stills.
+ADD_VIDEOS = (
+    'of frames of a video, add "videos", and to each image video_id and frame_id, as '
+    "datasets/README.md says"
+)
 #: What is said of a file whose images are all stills.
 NO_VIDEOS = (
-    "no image has a video_id: stills, whose references are the image itself; of frames of a video, "
-    'add "videos", and to each image video_id and frame_id, as datasets/README.md says'
+    f"no image has a video_id: stills, whose references are the image itself; {ADD_VIDEOS}"
 )
 
 

@@ -44,6 +44,18 @@ def test_help_fits_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_a_reader_may_stop_early() -> None:
+    """As in ``clab-d2 --help | head -3``."""
+    command = [sys.executable, "-m", "clab_d2_cli", "--help"]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("name", commands.find_commands())
 def test_tool_has_what_a_subcommand_needs(name: str) -> None:
     module = import_command(commands.find_commands()[name])

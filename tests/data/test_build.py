@@ -24,7 +24,7 @@ from clab_d2.data import (
 )
 from clab_d2.data import dataset_mapper as dataset_mapper_module
 from clab_d2.data.build import get_key_frames
-from clab_d2.data.coco_json import NO_VIDEOS
+from clab_d2.data.coco_json import ADD_VIDEOS
 from clab_d2.errors import ConfigError, DataError
 
 MakeCfg = Callable[..., CfgNode]
@@ -72,10 +72,10 @@ def test_training_over_frames_warns_of_stills_alone(
     build_vid_train_loader(cfg)
     cfg.DATASETS.TRAIN = (stills.name,)
     build_vid_train_loader(cfg, needs_references=False)
-    assert NO_VIDEOS not in caplog.text
+    assert ADD_VIDEOS not in caplog.text
     for _ in range(2):
         build_vid_train_loader(cfg)
-    assert caplog.text.count(NO_VIDEOS) == 1
+    assert caplog.text.count(ADD_VIDEOS) == 1
 
 
 def test_workers_draw_differently(make_dataset: MakeDataset, make_cfg: MakeCfg) -> None:

@@ -52,6 +52,8 @@ def test_a_page_is_served_until_ctrl_c(weights: Path, repo_root: Path, tmp_path:
     with subprocess.Popen(
         [*command, "--port", str(port)], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A job in the background ignores Ctrl-C, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         said = ""
         for line in process.stdout:
