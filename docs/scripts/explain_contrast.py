@@ -1,14 +1,18 @@
 #!/usr/bin/env python
 """What the contrastive branch does to the backbone: three pictures, from trained runs.
 
-    python docs/scripts/explain_contrast.py gradients --run output/MiniVID/clab \\
-        --output gradients.png
+    python docs/scripts/explain_contrast.py gradients --run "CLAB=output/clab/seed_*" \\
+        --run "constant weight=output/constant/seed_*" --output gradients.png
     python docs/scripts/explain_contrast.py embeddings --mini-vid datasets/mini_vid \\
-        --run "without the branch=output/MiniVID/temporal_roi_align" \\
-        --run "CLAB=output/MiniVID/clab" --output docs/study
+        --run "without the branch=output/selsa/seed_*" --run "CLAB=output/clab/seed_*" \\
+        --output docs/study
 
-``gradients`` shows how much of the gradient that reaches the backbone each loss sends, at each
-checkpoint of a run (SOLVER.CHECKPOINT_PERIOD), and whether it points where detection's does.
+Each --run is a name and a pattern of trainings' folders, one for each seed; what is shown is their
+mean and its standard error.
+
+``gradients`` shows how much of the gradient that reaches the backbone the contrastive loss sends,
+at each checkpoint of a run (SOLVER.CHECKPOINT_PERIOD), and whether it points where detection's
+does.
 
 ``embeddings`` draws two pictures of Mini VID's validation frames, each frame described by the mean
 of the tapped map over all positions (what the branch's own projection begins with): how alike
@@ -19,9 +23,12 @@ clear frames is one of the same video, by what degrades the frame that is asked 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
+import math
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,11 +47,42 @@ from torch import Tensor, nn
 from clab_d2.checkpoint.safe_load import load_weights_file
 from clab_d2.engine.checkpointer import VIDCheckpointer
 from clab_d2.engine.config_file import load_config
+from clab_d2.engine.launch import exit_status
 from clab_d2.engine.trainer import Trainer
+from clab_d2.errors import ConfigError
 from clab_d2.modeling.backbones.base import bottom_up_of
+from clab_d2.study.statistics import Estimate, estimate
 
 CONTRASTIVE = "loss_contrastive"
-COLOURS = ("#8c959f", "#0969da", "#bf3989", "#1a7f37")
+COLOURS = ("#8c959f", "#0969da", "#bf3989", "#1a7f37", "#bc4c00")
+#: label -> trainings' folders, one a seed
+Runs = dict[str, list[Path]]
+
+
+def find_runs(texts: Sequence[str]) -> Runs:
+    """The folders of each LABEL=PATTERN.
+
+    Raises:
+        ConfigError: nothing ends with such a folder, or there is no label.
+    """
+    runs: Runs = {}
+    for text in texts:
+        label, _, pattern = text.partition("=")
+        folders = [Path(folder) for folder in sorted(glob.glob(pattern))]
+        if not label or not folders:
+            raise ConfigError(f"--run {text!r}: write LABEL=PATTERN, of folders that are there")
+        runs[label] = folders
+    return runs
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    return estimate(values, 0.95)
+
+
+def shown(mean: Estimate, digits: int = 2) -> str:
+    """Mean ± standard error; of one seed its figure."""
+    error = "" if math.isnan(mean.standard_error) else f" ± {mean.standard_error:.{digits}f}"
+    return f"{mean.mean:.{digits}f}{error}"
 
 
 # ---------------------------------------------------------------- gradients
@@ -89,39 +127,63 @@ def gradient_shares(run: Path, num_batches: int) -> list[dict[str, float]]:
                 weight = trainer.model.contrastive_branch.weight_at(iteration)
             norms = np.array([[float(g.norm()) for g in each.values()] for each in found])
             cosines = [
-                float(torch.cosine_similarity(*each.values(), dim=0)) if weight else float("nan")
+                float(torch.cosine_similarity(*each.values(), dim=0)) if weight else math.nan
                 for each in found
             ]
             rows.append(
                 {
                     "iteration": iteration,
                     "weight": weight,
-                    "detection": norms[:, 0].mean(),
-                    "contrastive": norms[:, 1].mean(),
-                    "share": 100 * (norms[:, 1] / norms.sum(1)).mean(),
+                    "share, %": 100 * (norms[:, 1] / norms.sum(1)).mean(),
                     "cosine": float(np.mean(cosines)),
                 }
             )
-            print(tabulate([rows[-1]], floatfmt=".4f"), flush=True)
     return rows
 
 
-def draw_gradients(rows: list[dict[str, float]], output: Path) -> None:
-    iterations = [row["iteration"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(iterations, [r["detection"] for r in rows], "o-", color=COLOURS[1], label="detection")
-    left.plot(
-        iterations, [r["contrastive"] for r in rows], "o-", color=COLOURS[2],
-        label="contrastive, weighted",
+def draw_gradients(rows: dict[str, list[list[dict[str, float]]]], output: Path) -> None:
+    """A panel each for the share and the cosine over iterations.
+
+    Args:
+        rows: label -> of each seed, what :func:`gradient_shares` returns.
+        output: the picture.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for number, (label, seeds) in enumerate(rows.items()):
+        for axis, key in zip(panels, ("share, %", "cosine"), strict=True):
+            by_iteration: dict[float, list[float]] = defaultdict(list)
+            for row in (row for seed in seeds for row in seed):
+                by_iteration[row["iteration"]].append(row[key])
+            means = [over_seeds(values) for values in by_iteration.values()]
+            errors = [np.nan_to_num(mean.standard_error) for mean in means]
+            axis.errorbar(
+                list(by_iteration), [mean.mean for mean in means], errors, label=label,
+                color=COLOURS[1 + number % (len(COLOURS) - 1)], marker="o", capsize=3,
+            )  # fmt: skip
+    panels[0].set(
+        xlabel="iteration", ylabel="contrastive share of the two\ngradients' norms, %",
+        ylim=(0, None),
     )  # fmt: skip
-    left.set(xlabel="iteration", ylabel="gradient norm at the backbone", ylim=(0, None))
-    left.legend(frameon=False)
-    right.plot(iterations, [r["share"] for r in rows], "o-", color=COLOURS[2])
-    right.set(xlabel="iteration", ylabel="contrastive share of the norms, %", ylim=(0, None))
-    angle = right.twinx()
-    angle.plot(iterations, [r["cosine"] for r in rows], "s--", color=COLOURS[0])
-    angle.set(ylabel="cosine of the two gradients (dashed)", ylim=(-1, 1))
+    panels[1].axhline(0, color="black", linewidth=0.8)
+    panels[1].set(xlabel="iteration", ylabel="cosine of the two gradients", ylim=(-0.5, 0.5))
+    panels[0].legend(frameon=False)
     figure.savefig(output, dpi=110)
+
+
+def gradients(runs: Runs, num_batches: int, output: Path) -> None:
+    """The picture and its table."""
+    rows = {
+        label: [gradient_shares(folder, num_batches) for folder in folders]
+        for label, folders in runs.items()
+    }
+    draw_gradients(rows, output)
+    table = [
+        {"run": label, "iteration": at[0]["iteration"], "weight": at[0]["weight"]}
+        | {key: shown(over_seeds([row[key] for row in at])) for key in ("share, %", "cosine")}
+        for label, seeds in rows.items()
+        for at in zip(*seeds, strict=True)
+    ]
+    print(tabulate(table, headers="keys", tablefmt="github", disable_numparse=True))
 
 
 # ---------------------------------------------------------------- embeddings
@@ -177,30 +239,43 @@ def retrieval(frames: Tensor, videos: np.ndarray, kinds: np.ndarray) -> dict[str
     } | {"all": 100 * hit[asked].mean()}
 
 
-def draw_similarity(
-    frames: dict[str, Tensor], videos: np.ndarray, output: Path
-) -> list[dict[str, object]]:
-    """Histograms of cosines within and between videos; their figures."""
-    figure, axes = plt.subplots(
-        1, len(frames), figsize=(3.4 * len(frames), 3), layout="constrained", squeeze=False
-    )
+def similarities(frames: Tensor, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs of frames: of one video, and of two."""
     same = videos[:, None] == videos
     upper = np.triu(np.ones_like(same), 1)
-    rows: list[dict[str, object]] = []
-    for axis, (label, rows_of) in zip(axes[0], frames.items(), strict=True):
-        similarity = (rows_of @ rows_of.T).numpy()
-        within, between = similarity[same & upper], similarity[~same & upper]
-        bins = np.linspace(min(similarity.min(), 0.5), 1, 60)
+    similarity = (frames @ frames.T).numpy()
+    return similarity[same & upper], similarity[~same & upper]
+
+
+def distance(within: np.ndarray, between: np.ndarray) -> float:
+    """Between the means of two sets, in their pooled standard deviations."""
+    return float((within.mean() - between.mean()) / np.sqrt((within.var() + between.var()) / 2))
+
+
+def draw_similarity(
+    frames: dict[str, list[Tensor]], videos: np.ndarray, output: Path
+) -> list[dict[str, str]]:
+    """Histograms of cosines within and between videos, of each run's first seed; figures of all."""
+    figure, axes = plt.subplots(
+        1, len(frames), figsize=(3.4 * len(frames), 3), layout="constrained", squeeze=False,
+        sharex=True,
+    )  # fmt: skip
+    rows = []
+    for axis, (label, seeds) in zip(axes[0], frames.items(), strict=True):
+        found = [similarities(seed, videos) for seed in seeds]
+        within, between = found[0]
+        bins = np.linspace(min(between.min(), 0.5), 1, 60)
         axis.hist(between, bins, density=True, color=COLOURS[0], alpha=0.7, label="two videos")
         axis.hist(within, bins, density=True, color=COLOURS[2], alpha=0.7, label="one video")
         axis.set(title=label, xlabel="cosine of two frames", yticks=[])
-        pooled = np.sqrt((within.var() + between.var()) / 2)
         rows.append(
             {
                 "run": label,
-                "within": within.mean(),
-                "between": between.mean(),
-                "distance in standard deviations": (within.mean() - between.mean()) / pooled,
+                "within": shown(over_seeds([float(one.mean()) for one, _ in found]), 3),
+                "between": shown(over_seeds([float(two.mean()) for _, two in found]), 3),
+                "distance in standard deviations": shown(
+                    over_seeds([distance(one, two) for one, two in found])
+                ),
             }
         )
     axes[0, 0].legend(frameon=False, loc="upper left")
@@ -208,42 +283,62 @@ def draw_similarity(
     return rows
 
 
-def draw_retrieval(found: dict[str, dict[str, float]], output: Path) -> None:
-    kinds = list(next(iter(found.values())))
+def draw_retrieval(found: dict[str, list[dict[str, float]]], output: Path) -> list[dict[str, str]]:
+    """Bars by kind of degradation, with their standard errors; and the figures."""
+    kinds = list(next(iter(found.values()))[0])
     figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
     width = 0.8 / len(found)
-    for number, (label, values) in enumerate(found.items()):
+    rows = []
+    for number, (label, seeds) in enumerate(found.items()):
         at = np.arange(len(kinds)) + (number - (len(found) - 1) / 2) * width
-        colour = COLOURS[number % len(COLOURS)]
-        axis.bar(at, [values[kind] for kind in kinds], width, label=label, color=colour)
+        means = [over_seeds([seed[kind] for seed in seeds]) for kind in kinds]
+        axis.bar(
+            at, [mean.mean for mean in means], width, label=label,
+            yerr=[np.nan_to_num(mean.standard_error) for mean in means],
+            color=COLOURS[number % len(COLOURS)], error_kw={"linewidth": 0.8},
+        )  # fmt: skip
+        figures = {kind: shown(mean, 1) for kind, mean in zip(kinds, means, strict=True)}
+        rows.append({"run": label, **figures})
     axis.set_xticks(np.arange(len(kinds)), [kind.replace("_", " ") for kind in kinds])
     axis.set(ylabel="nearest clear frame\nis of the same video, %", ylim=(0, 100))
     axis.legend(frameon=False, ncols=len(found), loc="lower left", bbox_to_anchor=(0, 1))
     figure.savefig(output, dpi=110)
+    return rows
 
 
-def embeddings(
-    mini_vid: Path, runs: dict[str, Path], tap: str, stride: int, output: Path
-) -> None:
-    """The pictures and tables of the ImageNet weights and of each run's."""
+def embeddings(mini_vid: Path, runs: Runs, tap: str, stride: int, output: Path) -> None:
+    """The pictures and tables of the weights that the runs start from, and of each run's."""
     files, videos, kinds = read_frames(mini_vid)
     files, videos, kinds = files[::stride], videos[::stride], kinds[::stride]
-    frames: dict[str, Tensor] = {}
-    first = next(iter(runs.values()))
-    for label, run, is_trained in [
-        ("ImageNet", first, False), *((label, run, True) for label, run in runs.items())
-    ]:  # fmt: skip
+
+    def described(run: Path, weights: str) -> Tensor:
         cfg = load_config(str(run / "config.yaml"), [])
         model = Trainer.build_model(cfg)
-        checkpointer = VIDCheckpointer(model, purpose="train")
-        checkpointer.load(str(run / "model_final.pth") if is_trained else cfg.MODEL.WEIGHTS)
-        frames[label] = describe_frames(cfg, model.eval(), files, tap)
-    rows = draw_similarity(frames, videos, output / "contrast_similarity.png")
-    print(tabulate(rows, headers="keys", floatfmt=".3f", tablefmt="github"))
-    found = {label: retrieval(rows_of, videos, kinds) for label, rows_of in frames.items()}
-    draw_retrieval(found, output / "contrast_retrieval.png")
-    table = [{"run": label, **values} for label, values in found.items()]
-    print(tabulate(table, headers="keys", floatfmt=".1f", tablefmt="github"))
+        VIDCheckpointer(model, purpose="train").load(weights or cfg.MODEL.WEIGHTS)
+        return describe_frames(cfg, model.eval(), files, tap)
+
+    frames = {"before training": [described(next(iter(runs.values()))[0], "")]}
+    for label, folders in runs.items():
+        frames[label] = [described(run, str(run / "model_final.pth")) for run in folders]
+    for rows in (
+        draw_similarity(frames, videos, output / "contrast_similarity.png"),
+        draw_retrieval(
+            {
+                label: [retrieval(seed, videos, kinds) for seed in seeds]
+                for label, seeds in frames.items()
+            },
+            output / "contrast_retrieval.png",
+        ),
+    ):
+        print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+
+
+def explain(args: argparse.Namespace) -> None:
+    runs = find_runs(args.run)
+    if args.command == "gradients":
+        gradients(runs, args.batches, args.output)
+    else:
+        embeddings(args.mini_vid, runs, args.tap, args.stride, args.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -252,22 +347,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("gradients")
-    one.add_argument("--run", type=Path, required=True, help="a training's folder, of CLAB")
     one.add_argument("--batches", type=int, default=8, help="(default: %(default)s)")
     one.add_argument("--output", type=Path, required=True, help="picture")
     two = commands.add_parser("embeddings")
     two.add_argument("--mini-vid", type=Path, required=True, help="its folder")
-    two.add_argument("--run", action="append", required=True, metavar="LABEL=FOLDER")
     two.add_argument("--tap", default="res3", help="the backbone's map (default: %(default)s)")
     two.add_argument("--stride", type=int, default=1, help="every so many frames (1)")
     two.add_argument("--output", type=Path, required=True, help="folder")
-    args = parser.parse_args(argv)
-    if args.command == "gradients":
-        draw_gradients(gradient_shares(args.run, args.batches), args.output)
-    else:
-        runs = {label: Path(run) for label, _, run in (text.partition("=") for text in args.run)}
-        embeddings(args.mini_vid, runs, args.tap, args.stride, args.output)
-    return 0
+    for command in (one, two):
+        command.add_argument("--run", action="append", required=True, metavar="LABEL=PATTERN")
+    return exit_status(explain, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
