@@ -5,17 +5,20 @@
     tools/check_dataset.py --dataset imagenet_vid_val
     tools/check_dataset.py --config-file C
     tools/check_dataset.py --config-file C --annotations mine.json --image-root frames/
+    tools/check_dataset.py --annotations stills.json --image-root frames/ --add-videos mine.json
 
 Prints a line for each kind of fault, with a count and the first places. With a config, also how
 large the objects are at its model's input, against its anchors and strides; and an input size and
 anchors that suit them, as KEY VALUE pairs for the config or a command line. A config alone has all
-of its datasets checked, and the objects of those for training measured. Exit status: 0 if there is
-no error, 1 if there are errors, 2 if nothing could be checked.
+of its datasets checked, and the objects of those for training measured. --add-videos makes videos
+of a COCO file's images, by their names, and checks that. Exit status: 0 if there is no error, 1 if
+there are errors, 2 if nothing could be checked.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +28,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 import clab_d2  # noqa: F401  (registers the built-in datasets)
+from clab_d2.converters.add_videos import add_videos
+from clab_d2.converters.coco_vid_parts import read_coco_vid, summary_of
 from clab_d2.converters.dataset_checker import check_dataset
 from clab_d2.data.coco_vid import load_coco_vid
 from clab_d2.data.object_sizes import ObjectBoxes
@@ -32,6 +37,7 @@ from clab_d2.engine.launch import add_key_value_option, exit_status, load_config
 from clab_d2.engine.plugins import add_import_option, import_plugins
 from clab_d2.engine.size_check import size_report
 from clab_d2.errors import ConfigError, DataError
+from clab_d2.io import write_json
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", metavar="C", help="compare object sizes with this config's model"
     )
+    parser.add_argument(
+        "--add-videos",
+        metavar="OUT.json",
+        help="write --annotations with videos: images of a folder whose names differ by their last "
+        "number are the frames of one",
+    )
     add_import_option(parser)
     add_key_value_option(parser)
     return parser
@@ -69,6 +81,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--opts needs --config-file")
     if args.annotations and args.image_root is None:
         parser.error("--annotations needs --image-root")
+    if args.add_videos and not args.annotations:
+        parser.error("--add-videos needs --annotations")
+    if args.add_videos and os.path.realpath(args.add_videos) == os.path.realpath(args.annotations):
+        parser.error("--annotations and --add-videos must be two files")
     return args
 
 
@@ -90,7 +106,8 @@ class Dataset(NamedTuple):
 def resolve(args: argparse.Namespace, cfg: CfgNode | None) -> list[Dataset]:
     """The datasets that the arguments name."""
     if args.annotations:
-        return [Dataset(args.annotations, args.image_root, None, cfg is not None)]
+        json_file = args.add_videos or args.annotations
+        return [Dataset(json_file, args.image_root, None, cfg is not None)]
     if args.dataset:
         return [registered(args.dataset, args.image_root, cfg is not None)]
     assert cfg is not None
@@ -125,6 +142,17 @@ def objects_of(dataset: Dataset) -> ObjectBoxes:
     return ObjectBoxes.from_records(records)
 
 
+def write_with_videos(json_file: str, output: str) -> None:
+    """Write a file of stills as one of videos."""
+    data = read_coco_vid(json_file)
+    try:
+        with_videos = add_videos(data)
+    except DataError as error:
+        raise DataError(f"{json_file}: {error}") from None
+    write_json(output, with_videos)
+    print(f"{output}: written, {summary_of(with_videos)}")
+
+
 def with_progress(verdicts: Iterable[Any], total: int) -> Iterable[Any]:
     return tqdm(verdicts, total=total, unit="frame", desc="frames", file=sys.stderr)
 
@@ -135,6 +163,8 @@ def check(args: argparse.Namespace) -> bool:
     if args.config_file:
         import_plugins(args.imports)
         cfg = load_config(args.config_file, args.opts)
+    if args.add_videos:
+        write_with_videos(args.annotations, args.add_videos)
     all_ok = True
     measured: list[Dataset] = []
     for dataset in resolve(args, cfg):

@@ -22,8 +22,8 @@ Json = dict[str, Any]
 
 #: How frames of a video become more than stills.
 ADD_VIDEOS = (
-    'of frames of a video, add "videos", and to each image video_id and frame_id, as '
-    "datasets/README.md says"
+    "of frames of a video, make it a file of videos by tools/check_dataset.py --add-videos, or add "
+    '"videos", and to each image video_id and frame_id, as datasets/README.md says'
 )
 #: What is said of a file whose images are all stills.
 NO_VIDEOS = (
