@@ -258,7 +258,7 @@ def draw_similarity(
     """Histograms of cosines within and between videos, of each run's first seed; figures of all."""
     figure, axes = plt.subplots(
         1, len(frames), figsize=(3.4 * len(frames), 3), layout="constrained", squeeze=False,
-        sharex=True,
+        sharex=True, sharey=True,
     )  # fmt: skip
     rows = []
     for axis, (label, seeds) in zip(axes[0], frames.items(), strict=True):
@@ -267,7 +267,9 @@ def draw_similarity(
         bins = np.linspace(min(between.min(), 0.5), 1, 60)
         axis.hist(between, bins, density=True, color=COLOURS[0], alpha=0.7, label="two videos")
         axis.hist(within, bins, density=True, color=COLOURS[2], alpha=0.7, label="one video")
-        axis.set(title=label, xlabel="cosine of two frames", yticks=[])
+        # By logarithm: half the pairs of one video are neighbours and all but equal.
+        axis.set(title=label, xlabel="cosine of two frames", yscale="log", yticks=[])
+        axis.minorticks_off()
         rows.append(
             {
                 "run": label,
