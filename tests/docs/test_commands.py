@@ -58,6 +58,7 @@ SCRIPTS = {
     "docs/scripts/measure_stream.py": None,  # measures speed, for docs/performance.md
     "docs/scripts/draw_architecture.py": None,  # draws a figure of the docs
     "docs/scripts/draw_method.py": "tests/docs/test_method.py",
+    "docs/scripts/explain_contrast.py": "tests/docs/test_explain_contrast.py",
 }
 #: What a command that isn't ours does, and why no test runs it.
 OTHERS = {
