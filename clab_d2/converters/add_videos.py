@@ -17,7 +17,8 @@ from clab_d2.errors import DataError
 
 __all__ = ["add_videos"]
 
-_NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
+# No more digits than make a sensible number: the file may be anyone's.
+_NUMBERED = re.compile(r"(.*?)(\d{1,18})", re.DOTALL)
 # What a labelling service hangs on: garden_mp4-12_jpg.rf.0123456789abcdef.jpg
 _HANGS_ON = re.compile(r"(_(jpe?g|png|bmp|webp))?\.rf\.[0-9a-f]+$", re.IGNORECASE)
 

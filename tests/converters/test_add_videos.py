@@ -79,6 +79,7 @@ def test_frames_rise_from_0_in_each_video(places: list[tuple[str, int]]) -> None
     [
         (("cat.jpg", "dog.jpg"), "no two images are frames of one video"),
         (("a1.jpg", "b1.jpg"), "no two images are frames of one video"),
+        (("9" * 6000 + ".jpg", "a.jpg"), "no two images are frames of one video"),
         (("a/1.jpg", "a/01.jpg"), "a/1.jpg and a/01.jpg are both frame 1 of 'a'; keep one"),
     ],
 )
