@@ -31,10 +31,9 @@ def draw_report(report: Report, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    datasets = list(dict.fromkeys(figure.dataset for figure in report.figures))
     files = []
     for measured in report.tables():
-        prefix = f"{measured[0].dataset}_" if len(datasets) > 1 else ""
+        prefix = f"{measured[0].dataset}_" if len(report.datasets) > 1 else ""
         split = folder_name([measured[0].split.replace("/", "_")])
         suffix = f"_{split}" if split else ""
         figures = {f"{prefix}values{suffix}": values_figure(report, measured)}

@@ -100,6 +100,11 @@ class Report:
             file.write(self.csv())
         return files
 
+    @property
+    def datasets(self) -> list[str]:
+        """The names of what was evaluated."""
+        return list(dict.fromkeys(figure.dataset for figure in self.figures))
+
     def tables(self) -> list[list[Figure]]:
         """The figures that are shown together: by dataset, and each split for itself."""
         tables: dict[tuple[str, str], list[Figure]] = {}
@@ -113,7 +118,7 @@ class Report:
         parts = [f"# {study.title}"]
         if study.note:
             parts.append(study.note)
-        datasets = list(dict.fromkeys(figure.dataset for figure in self.figures))
+        datasets = self.datasets
         for figures in self.tables():
             heads = [figures[0].split]
             if len(datasets) > 1:

@@ -50,11 +50,7 @@ class Result:
         Raises:
             KeyError: there is no such place.
         """
-        found: Any = self.metrics
-        for name in metric.split("/"):
-            if not isinstance(found, dict) or name not in found:
-                raise KeyError(metric)
-            found = found[name]
+        found = self._at(metric)
         if found is None:
             return math.nan
         if isinstance(found, bool) or not isinstance(found, int | float):
@@ -63,12 +59,21 @@ class Result:
 
     def names_under(self, place: str) -> list[str]:
         """The names at a place that holds several figures, as "vid/by-condition"; [] elsewhere."""
-        found: Any = self.metrics
-        for name in place.split("/"):
-            found = found.get(name) if isinstance(found, dict) else None
+        try:
+            found = self._at(place)
+        except KeyError:
+            return []
         if not isinstance(found, dict):
             return []
         return [name for name, value in found.items() if not isinstance(value, dict)]
+
+    def _at(self, place: str) -> Any:
+        found: Any = self.metrics
+        for name in place.split("/"):
+            if not isinstance(found, dict) or name not in found:
+                raise KeyError(place)
+            found = found[name]
+        return found
 
 
 def collect_results(finished: Iterable[Run], configs: DeclaredConfigs) -> list[Result]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tool_modules import import_tool
 
 from clab_d2.study.declared import DeclaredConfigs
 from clab_d2.study.plan import load_study
@@ -17,16 +16,13 @@ KEPT = sorted((ROOT / "docs" / "study").glob("*/study_results.json"))
 
 
 @pytest.mark.parametrize("results", KEPT, ids=lambda path: path.parent.name)
-def test_tables_follow_from_the_metrics(results: Path, tmp_path: Path) -> None:
-    name = results.parent.name
-    subprocess.run(
-        [
-            sys.executable, str(ROOT / "tools" / "study.py"),
-            "--study", str(ROOT / "studies" / f"{name}.yaml"),
-            "--output", str(tmp_path), "--tables-only", str(results),
-        ],
-        cwd=ROOT, check=True,
-    )  # fmt: skip
+def test_tables_follow_from_the_metrics(
+    results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = ROOT / "studies" / f"{results.parent.name}.yaml"
+    arguments = ["--study", str(study), "--output", str(tmp_path)]
+    assert import_tool("study").main([*arguments, "--tables-only", str(results)]) == 0
     made, kept = (folder / "table.md" for folder in (tmp_path, results.parent))
     assert made.read_text() == kept.read_text()
 
