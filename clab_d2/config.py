@@ -255,12 +255,15 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.TEMPORAL_ROI_ALIGN.NUM_HEADS = 4
 
     # Flow-guided aggregation (MODEL.AGGREGATION.MAPS "FlowGuided"): reference maps are warped onto
-    # the key frame along the optical flow of torchvision's RAFT-small.
+    # the key frame along the optical flow.
     cfg.MODEL.FLOW_GUIDED = CN()
-    # "torchvision" (fetched once), a file with torchvision's weights, or "random". Read only where
-    # the weights of the detector that are loaded don't hold the flow network's.
+    # "RAFT" (torchvision's small model) or "DIS" (OpenCV's dense inverse search: no network and no
+    # weights, on the CPU).
+    cfg.MODEL.FLOW_GUIDED.FLOW = "RAFT"
+    # RAFT's: "torchvision" (fetched once), a file with torchvision's weights, or "random". Read
+    # only where the weights of the detector that are loaded don't hold the flow network's.
     cfg.MODEL.FLOW_GUIDED.FLOW_WEIGHTS = "torchvision"
-    # True trains the flow network, too.
+    # True trains RAFT, too.
     cfg.MODEL.FLOW_GUIDED.TRAIN_FLOW = False
     # Pixels of the images that flow is computed on, per pixel of those the backbone gets.
     cfg.MODEL.FLOW_GUIDED.FLOW_SCALE = 0.5

@@ -30,6 +30,7 @@ from clab_d2.modeling.aggregation.base import (
     PREDICTION_AGGREGATION_REGISTRY,
     ROI_AGGREGATION_REGISTRY,
 )
+from clab_d2.modeling.aggregation.flow_guided import FLOWS
 from clab_d2.modeling.backbones.base import feature_keys
 from clab_d2.modeling.backbones.necks import NECKS
 from clab_d2.modeling.contrastive.base import CONTRASTIVE_LOSS_REGISTRY
@@ -119,6 +120,7 @@ def _check_choices(cfg: CfgNode) -> None:
         cfg.MODEL.CONTRASTIVE.WEIGHT.SCHEDULE,
         SCHEDULES,
     )
+    _choice("MODEL.FLOW_GUIDED.FLOW", cfg.MODEL.FLOW_GUIDED.FLOW, FLOWS)
     _choice("MODEL.DENSE.TOWERS", cfg.MODEL.DENSE.TOWERS, TOWERS)
     _choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     _choice("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, TRAINING_SAMPLERS)
@@ -159,7 +161,8 @@ def _check_without_effect(cfg: CfgNode) -> None:
         if (tuple(value) if isinstance(value, list | tuple) else value) != must_be:
             raise ConfigError(f"{key} is {value!r} and would change nothing: {why}; leave it out")
     if cfg.MODEL.BACKBONE.FIX_BN_STATISTICS and "SyncBN" in (
-        cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM,
+        cfg.MODEL.RESNETS.NORM,
+        cfg.MODEL.FPN.NORM,
     ):
         raise ConfigError(
             "MODEL.BACKBONE.FIX_BN_STATISTICS fixes what SyncBN would share between GPUs; take "

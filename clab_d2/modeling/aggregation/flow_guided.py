@@ -1,8 +1,8 @@
 """Flow-guided feature aggregation: reference maps, warped onto the key frame along optical flow.
 
 Source: "Flow-Guided Feature Aggregation for Video Object Detection" (FGFA, ICCV 2017), with RAFT
-(ECCV 2020), torchvision's small model, in the place of FlowNet. See docs/method.md, 'Flow-guided
-aggregation'.
+(ECCV 2020) or dense inverse search (ECCV 2016) in the place of FlowNet. See docs/method.md,
+'Flow-guided aggregation'.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from clab_d2.modeling.aggregation.base import (
     FrameMaps,
     MapAggregation,
 )
-from clab_d2.modeling.aggregation.optical_flow import RAFTFlow, warp
+from clab_d2.modeling.aggregation.dis_flow import DISFlow
+from clab_d2.modeling.aggregation.optical_flow import OpticalFlow, warp
+from clab_d2.modeling.aggregation.raft_flow import RAFTFlow
+
+#: What ``MODEL.FLOW_GUIDED.FLOW`` may be.
+FLOWS = ("RAFT", "DIS")
 
 
 @MAP_AGGREGATION_REGISTRY.register()
@@ -41,13 +46,13 @@ class FlowGuided(MapAggregation):
     def __init__(
         self,
         channels: Mapping[str, int],
-        flow: RAFTFlow,
+        flow: OpticalFlow,
         embed_dims: Sequence[int] = (512, 512, 2048),
     ) -> None:
         """
         Args:
             channels: of the feature maps, by name; each has an embedding network of its own.
-            flow: gives the flow; any module with its ``encode`` and ``forward``.
+            flow: gives the flow.
             embed_dims: output channels of the embedding's 1x1, 3x3 and 1x1 conv.
         """
         super().__init__()
@@ -63,6 +68,10 @@ class FlowGuided(MapAggregation):
             raise ConfigError(
                 f"MODEL.FLOW_GUIDED.EMBED_DIMS is {keys.EMBED_DIMS}; give three numbers of channels"
             )
+        if keys.FLOW not in FLOWS:
+            raise ConfigError(
+                f"MODEL.FLOW_GUIDED.FLOW is {keys.FLOW!r}; choose one of {', '.join(FLOWS)}"
+            )
         if keys.FLOW_SCALE <= 0:
             raise ConfigError(
                 f"MODEL.FLOW_GUIDED.FLOW_SCALE is {keys.FLOW_SCALE}; it must be above 0"
@@ -73,20 +82,12 @@ class FlowGuided(MapAggregation):
             )
         return {
             "channels": {name: shape.channels for name, shape in shapes.items()},
-            "flow": RAFTFlow(
-                weights=keys.FLOW_WEIGHTS,
-                pixel_mean=cfg.MODEL.PIXEL_MEAN,
-                pixel_std=cfg.MODEL.PIXEL_STD,
-                channel_order=cfg.INPUT.FORMAT,
-                scale=keys.FLOW_SCALE,
-                num_updates=keys.FLOW_UPDATES,
-                trained=keys.TRAIN_FLOW,
-            ),
+            "flow": _build_flow(cfg),
             "embed_dims": keys.EMBED_DIMS,
         }
 
     def encode(self, images: Tensor, maps: dict[str, Tensor]) -> Sequence[Tensor]:
-        """What the flow network makes of each frame alone; see :meth:`MapAggregation.encode`."""
+        """What flow needs of each frame alone; see :meth:`MapAggregation.encode`."""
         return self.flow.encode(images)
 
     def forward(
@@ -122,7 +123,7 @@ class FlowGuided(MapAggregation):
             embed: its embedding network.
             own: (1, C, h, w), the key frame's.
             others: (1, C, h_t, w_t) of each other frame.
-            flows: to each of them, see :meth:`RAFTFlow.forward`.
+            flows: to each of them, see :meth:`OpticalFlow.forward`.
             logs: logarithm of how often the own map and each other counts.
         """
         maps = [own] + [
@@ -153,6 +154,28 @@ class FlowGuided(MapAggregation):
                 if parameter.requires_grad:
                     zero = zero + 0.0 * parameter.sum()
         return zero
+
+
+def _build_flow(cfg: CfgNode) -> OpticalFlow:
+    keys = cfg.MODEL.FLOW_GUIDED
+    images = {
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "channel_order": cfg.INPUT.FORMAT,
+        "scale": keys.FLOW_SCALE,
+    }
+    if keys.FLOW == "RAFT":
+        return RAFTFlow(
+            **images,
+            weights=keys.FLOW_WEIGHTS,
+            num_updates=keys.FLOW_UPDATES,
+            trained=keys.TRAIN_FLOW,
+        )
+    if keys.TRAIN_FLOW:
+        raise ConfigError(
+            f"MODEL.FLOW_GUIDED.TRAIN_FLOW is True, but {keys.FLOW} has no weights; set it False"
+        )
+    return DISFlow(**images)
 
 
 def _embedding(channels: int, dims: Sequence[int]) -> nn.Sequential:

@@ -14,8 +14,10 @@ from torchvision.models.optical_flow._utils import upsample_flow
 from clab_d2.engine.checkpointer import VIDCheckpointer
 from clab_d2.errors import ConfigError
 from clab_d2.modeling.aggregation.base import FrameMaps
+from clab_d2.modeling.aggregation.dis_flow import DISFlow
 from clab_d2.modeling.aggregation.flow_guided import FlowGuided
-from clab_d2.modeling.aggregation.optical_flow import RAFTFlow, read_raft_weights, warp
+from clab_d2.modeling.aggregation.optical_flow import warp
+from clab_d2.modeling.aggregation.raft_flow import RAFTFlow, read_raft_weights
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 58.0, 56.0)
 
@@ -212,7 +214,70 @@ def test_flow_is_computed_in_single_precision_under_autocast():
         assert torch.equal(compute(), expected)
 
 
-# -------------------------------------------------------------------- its weights
+# -------------------------------------------------------------------- dense inverse search
+
+
+def dis(**options) -> DISFlow:
+    return DISFlow(**{"pixel_mean": MEAN, "pixel_std": STD, "scale": 1.0, **options})
+
+
+def moving_scene(dx: int, dy: int, size: tuple[int, int] = (96, 144)) -> Tensor:
+    """(2, 3, *size), normalised: a random texture, and the same dx further right, dy down."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    coarse = torch.rand((1, 3, height // 6, width // 6), generator=generator)
+    first = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255
+    images = torch.cat([first, torch.roll(first, (dy, dx), dims=(2, 3))])
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
+    return (images - mean) / std
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -2), (-6, 4)])
+def test_dense_inverse_search_finds_a_motion(dx, dy):
+    flow = dis()
+    (luma,) = flow.encode(moving_scene(dx, dy))
+    assert luma.dtype == torch.uint8 and luma.shape == (2, 1, 96, 144)
+    found = flow((luma[:1],), [(luma[1:],), (luma[:1],)])
+    assert found.shape == (2, 2, 96, 144)
+    inner = found[..., 16:-16, 16:-16].mean(dim=(2, 3)) * torch.tensor([144, 96])
+    torch.testing.assert_close(inner[0], torch.tensor([dx, dy]).float(), atol=0.3, rtol=0)
+    torch.testing.assert_close(inner[1], torch.zeros(2), atol=0.01, rtol=0)
+
+
+def test_brightness_is_that_of_the_channel_order():
+    images = moving_scene(3, 2)
+    bgr = dis(channel_order="BGR", pixel_mean=MEAN[::-1], pixel_std=STD[::-1])
+    assert torch.equal(dis().encode(images)[0], bgr.encode(images.flip(1))[0])
+
+
+def test_a_reference_of_another_size_is_stretched_before_the_search():
+    flow, images = dis(), moving_scene(4, 2)
+    (key,) = flow.encode(images[:1])
+    (other,) = flow.encode(F.interpolate(images[1:], scale_factor=2, mode="bicubic"))
+    assert other.shape[-2:] == (192, 288)
+    inner = flow((key,), [(other,)])[0, :, 16:-16, 16:-16].mean(dim=(1, 2))
+    torch.testing.assert_close(
+        inner * torch.tensor([144, 96]), torch.tensor([4.0, 2.0]), atol=0.3, rtol=0
+    )
+
+
+def test_small_images_are_searched_larger():
+    assert dis().size_for(32, 48) == (64, 96)
+
+
+def test_dense_inverse_search_has_nothing_to_train_and_no_weights(config):
+    model = build(config("flow_guided_quick", "MODEL.FLOW_GUIDED.FLOW", "DIS"))
+    assert not any(".flow." in name for name in model.state_dict())
+    with pytest.raises(ConfigError, match="TRAIN_FLOW is True, but DIS"):
+        build(
+            config(
+                "flow_guided_quick",
+                *("MODEL.FLOW_GUIDED.FLOW", "DIS", "MODEL.FLOW_GUIDED.TRAIN_FLOW", True),
+            )
+        )
+
+
+# -------------------------------------------------------------------- RAFT's weights
 
 
 @pytest.fixture
@@ -294,7 +359,8 @@ def test_a_training_that_starts_from_a_backbone_reads_the_flow_weights(config, t
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("EMBED_DIMS", [8, 8]), ("FLOW_SCALE", 0.0), ("FLOW_UPDATES", 0)]
+    ("key", "value"),
+    [("EMBED_DIMS", [8, 8]), ("FLOW_SCALE", 0.0), ("FLOW_UPDATES", 0), ("FLOW", "Farneback")],
 )
 def test_impossible_settings_are_named(config, key, value):
     with pytest.raises(ConfigError, match=f"MODEL.FLOW_GUIDED.{key}"):
@@ -305,6 +371,7 @@ def test_impossible_settings_are_named(config, key, value):
 
 WITH = {
     "alone": ("flow_guided_quick",),
+    "by inverse search": ("flow_guided_quick", "MODEL.FLOW_GUIDED.FLOW", "DIS"),
     "with SELSA": ("flow_guided_quick", "MODEL.AGGREGATION.BOX_FEATURES", "SELSA"),
     "with both": (
         "flow_guided_quick",
@@ -315,8 +382,11 @@ WITH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen flow", "trained flow"])
-@pytest.mark.parametrize("where", WITH)
+@pytest.mark.parametrize(
+    ("where", "trained"),
+    [(where, False) for where in WITH]
+    + [(where, True) for where in WITH if "inverse" not in where],
+)
 def test_trains_with_a_gradient_for_every_parameter(config, where, trained):
     model = build(config(*WITH[where], "MODEL.FLOW_GUIDED.TRAIN_FLOW", trained)).train()
     losses = losses_of(model, [training_clip(1), training_clip(2, (48, 80))])
@@ -353,12 +423,13 @@ def test_a_batch_of_clips_equals_the_clips_one_by_one(config):
         torch.testing.assert_close(together[key], mean, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("where", ["alone", "with both", "on a pyramid"])
+@pytest.mark.parametrize("where", ["alone", "by inverse search", "with both", "on a pyramid"])
 def test_memory_and_batches_give_what_computing_all_frames_anew_gives(config, where):
     # On large maps, rounding now and then decides which of two positions is the more similar.
     no_choice = ("MODEL.AGGREGATION.ROI_FEATURES", "") if where == "on a pyramid" else ()
     model = decisive(build(config(*WITH[where], *no_choice))).eval()
-    model.map_aggregation.flow.double()  # a random flow network magnifies rounding
+    if where != "by inverse search":
+        model.map_aggregation.flow.double()  # a random flow network magnifies rounding
     clips = test_clips(1, 3, window=1)
     remembered = [model([clip])[0] for clip in clips]
     model.frames_per_batch = 3
