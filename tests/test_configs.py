@@ -157,6 +157,13 @@ BEYOND_PAPER = {
         )
         for net in ("R_50", "R_101")
     },
+    **{
+        f"ImageNetVID/temporal_roi_align_alone_{net}_DC5.yaml": (
+            f"ImageNetVID/temporal_roi_align_{net}_DC5.yaml",
+            {"MODEL.AGGREGATION.BOX_FEATURES": ""},
+        )
+        for net in ("R_50", "R_101")
+    },
     "ImageNetVID/clab_cascade_R_101_DC5.yaml": (
         "ImageNetVID/clab_R_101_DC5.yaml",
         {
