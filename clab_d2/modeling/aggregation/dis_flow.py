@@ -40,8 +40,9 @@ class DISFlow(OpticalFlow):
         height, width = own.shape[-2:]
         # Made here: it can be neither copied nor pickled, as a detector is.
         search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        start = _pixels(own)
         flows = [
-            search.calc(_pixels(own), _pixels(resized(other.float(), (height, width))), None)
+            search.calc(start, _pixels(resized(other.float(), (height, width))), None)
             for (other,) in references
         ]
         flow = torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).to(own.device)
