@@ -134,7 +134,9 @@ def make_video(root: Path, plan: VideoPlan, name: str, still: bool = False) -> V
 def _job(job: tuple[str, int, str, int]) -> VideoRecord:
     """One video or still: what a worker process does."""
     root, seed, split, index = job
-    cv2.setNumThreads(1)  # the processes already share out the cores
+    # The processes already share out the cores. Not 1: OpenCV would wait for threads of its own
+    # that a fork did not bring along.
+    cv2.setNumThreads(0)
     if split == "det":
         plan = plan_still(seed, index)
         return make_video(Path(root), plan, still_name(plan, index), still=True)

@@ -7,6 +7,8 @@ import importlib.util
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +39,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny") / "mini_vid"
     writer.make(root, SEED, jobs=1, size=TINY)
     return root
+
+
+WITH_THREADS = """
+import sys
+from pathlib import Path
+import cv2
+import numpy as np
+from mini_vid_generator import writer
+
+cv2.setNumThreads(4)
+noise = np.random.default_rng(0).integers(0, 255, (400, 600), np.uint8)
+cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(noise, noise, None)
+writer.make(Path(sys.argv[1]), 5, jobs=2, size=writer.Size(train=1, val=1, stills=1))
+"""
+
+
+def test_is_made_beside_opencvs_own_threads(tmp_path: Path) -> None:
+    """They don't survive the fork of the generator's processes, which must not wait for them."""
+    command = [sys.executable, "-c", WITH_THREADS, str(tmp_path / "mini_vid")]
+    subprocess.run(command, check=True, timeout=120, cwd=ROOT / "datasets")
+    assert (tmp_path / "mini_vid" / "preview.png").is_file()
 
 
 @pytest.fixture(scope="module")
