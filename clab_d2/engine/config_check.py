@@ -161,8 +161,7 @@ def _check_without_effect(cfg: CfgNode) -> None:
         if (tuple(value) if isinstance(value, list | tuple) else value) != must_be:
             raise ConfigError(f"{key} is {value!r} and would change nothing: {why}; leave it out")
     if cfg.MODEL.BACKBONE.FIX_BN_STATISTICS and "SyncBN" in (
-        cfg.MODEL.RESNETS.NORM,
-        cfg.MODEL.FPN.NORM,
+        cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM,
     ):
         raise ConfigError(
             "MODEL.BACKBONE.FIX_BN_STATISTICS fixes what SyncBN would share between GPUs; take "

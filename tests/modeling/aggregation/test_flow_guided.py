@@ -221,12 +221,11 @@ def dis(**options) -> DISFlow:
     return DISFlow(**{"pixel_mean": MEAN, "pixel_std": STD, "scale": 1.0, **options})
 
 
-def moving_scene(dx: int, dy: int, size: tuple[int, int] = (96, 144)) -> Tensor:
-    """(2, 3, *size), normalised: a random texture, and the same dx further right, dy down."""
+def moving_scene(dx: int, dy: int) -> Tensor:
+    """(2, 3, 96, 144), normalised: a random texture, and the same dx further right, dy down."""
     generator = torch.Generator().manual_seed(0)
-    height, width = size
-    coarse = torch.rand((1, 3, height // 6, width // 6), generator=generator)
-    first = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1) * 255
+    coarse = torch.rand((1, 3, 16, 24), generator=generator)
+    first = F.interpolate(coarse, scale_factor=6, mode="bicubic").clamp(0, 1) * 255
     images = torch.cat([first, torch.roll(first, (dy, dx), dims=(2, 3))])
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
     return (images - mean) / std
