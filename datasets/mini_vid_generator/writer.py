@@ -134,9 +134,6 @@ def make_video(root: Path, plan: VideoPlan, name: str, still: bool = False) -> V
 def _job(job: tuple[str, int, str, int]) -> VideoRecord:
     """One video or still: what a worker process does."""
     root, seed, split, index = job
-    # The processes already share out the cores. Not 1: OpenCV would wait for threads of its own
-    # that a fork did not bring along.
-    cv2.setNumThreads(0)
     if split == "det":
         plan = plan_still(seed, index)
         return make_video(Path(root), plan, still_name(plan, index), still=True)
@@ -214,10 +211,13 @@ def _context() -> multiprocessing.context.BaseContext:
     return multiprocessing.get_context("fork" if "fork" in methods else "spawn")
 
 
-def _quiet() -> None:
+def _set_up_worker() -> None:
     """A worker leaves Ctrl-C to its parent, which ends it, and ends as any process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The processes already share out the cores. Not 1: OpenCV would wait for threads of its own
+    # that a fork did not bring along.
+    cv2.setNumThreads(0)
 
 
 def _cores() -> int:
@@ -263,7 +263,7 @@ def make(
             for i in range(count)
         ]
         records: list[VideoRecord] = []
-        with _context().Pool(jobs, _quiet) as pool:
+        with _context().Pool(jobs, _set_up_worker) as pool:
             for record in pool.imap(_job, todo, chunksize=max(1, min(4, len(todo) // (4 * jobs)))):
                 records.append(record)
                 if progress is not None:
