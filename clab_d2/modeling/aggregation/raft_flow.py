@@ -172,7 +172,8 @@ def read_raft_weights(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Te
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise ConfigError(
                 f"{_WEIGHTS_KEY} 'torchvision': {Path(offered.url).name} can't be fetched "
-                f"({error}); put that file into {folder}, or name it with this key"
+                f"({error}); put that file into {folder}, name it with this key, or take "
+                "MODEL.FLOW_GUIDED.FLOW DIS, which needs no weights"
             ) from None
     if not Path(source).is_file():
         raise ConfigError(

@@ -300,6 +300,7 @@ def test_weights_that_can_not_be_fetched_are_one_line_with_the_remedy(offline):
     assert "\n" not in message
     assert f"put that file into {offline}" in message
     assert "MODEL.FLOW_GUIDED.FLOW_WEIGHTS" in message and "raft_small_C_T_V2" in message
+    assert "MODEL.FLOW_GUIDED.FLOW DIS" in message
 
 
 def test_weights_in_the_hub_folder_are_used(offline):
