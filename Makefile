@@ -46,6 +46,8 @@ bench: venv ## measure speed and memory
 
 study: venv ## run every study of Mini VID and of a real street: many hours; goes on if stopped
 	$(RUN) datasets/make_mini_vid.py --output datasets/mini_vid
+	$(RUN) datasets/make_mini_vid.py --seed 7 --output datasets/mini_vid_seed_7
+	$(RUN) datasets/make_mini_vid.py --seed 8 --output datasets/mini_vid_seed_8
 	@[ -e datasets/real_clips/bikes.mp4 ] || ln -s "$$($(RUN) -c \
 	  'from clab_d2.sample_clips import find_clip; print(find_clip("bikes.mp4"))')" datasets/real_clips/bikes.mp4
 	$(RUN) tools/study.py --study studies/mini_vid_*.yaml studies/own_videos.yaml \
