@@ -56,6 +56,9 @@ _BUILTIN = {
     # More videos and fewer frames of each: see datasets/make_mini_vid.py
     "mini_vid_val": ("mini_vid", "imagenet_vid_val_every_3rd.json", "VID"),
     "mini_vid_val_all_frames": ("mini_vid", "imagenet_vid_val.json", "VID"),
+    # Videos of other seeds, of which nothing is trained on: studies/mini_vid_other_videos.yaml
+    "mini_vid_seed_7_val_all_frames": ("mini_vid_seed_7", "imagenet_vid_val.json", "VID"),
+    "mini_vid_seed_8_val_all_frames": ("mini_vid_seed_8", "imagenet_vid_val.json", "VID"),
     "mini_vid_det": ("mini_vid", "imagenet_det_30plus1cls.json", "DET"),
 }
 
@@ -64,8 +67,8 @@ def register_builtin_datasets(root: str | None = None) -> None:
     """Register ImageNet VID, its DET images and Mini VID, unless they are already.
 
     Args:
-        root: folder that holds ``ILSVRC/`` and ``mini_vid/``; by default the environment's
-            ``DETECTRON2_DATASETS``, else ``datasets``.
+        root: folder that holds ``ILSVRC/``, ``mini_vid/`` and the like; by default the
+            environment's ``DETECTRON2_DATASETS``, else ``datasets``.
     """
     root = root or os.environ.get("DETECTRON2_DATASETS") or "datasets"
     for name, (tree, json_name, images) in _BUILTIN.items():
