@@ -305,9 +305,11 @@ def test_small_detectors_of_both_kinds(net: str) -> None:
         assert larger.MODEL.TIMM == cfg.MODEL.TIMM
 
 
-@pytest.mark.parametrize("net", ["R_50", "Swin_T"])
-def test_one_stage_with_the_papers_schedule(net: str) -> None:
-    cfg = load(f"ImageNetVID/temporal_dense_{net}_FPN.yaml")
+@pytest.mark.parametrize(
+    "name", ["temporal_dense_R_50", "temporal_dense_boxes_R_50", "temporal_dense_Swin_T"]
+)
+def test_one_stage_with_the_papers_schedule(name: str) -> None:
+    cfg = load(f"ImageNetVID/{name}_FPN.yaml")
     paper = load("ImageNetVID/clab_R_50_FPN.yaml")
     for key in ("IMS_PER_BATCH", "MAX_ITER", "STEPS", "REFERENCE_WORLD_SIZE"):
         assert cfg.SOLVER[key] == paper.SOLVER[key]
@@ -330,6 +332,17 @@ def test_mini_vid_one_stage_configs_differ_in_the_aggregation_alone() -> None:
     for cfg in (single, temporal):
         cfg.OUTPUT_DIR, cfg.MODEL.AGGREGATION.PREDICTIONS = "", ""
     assert single == temporal
+
+
+@pytest.mark.parametrize(
+    "name", ["ImageNetVID/temporal_dense{}_R_50_FPN.yaml", "MiniVID/temporal_dense{}.yaml"]
+)
+def test_one_stage_with_boxes_differs_in_the_pooling_alone(name: str) -> None:
+    without, boxes = load(name.format("")), load(name.format("_boxes"))
+    assert (without.MODEL.DENSE.POOLER_RESOLUTION, boxes.MODEL.DENSE.POOLER_RESOLUTION) == (0, 5)
+    for cfg in (without, boxes):
+        cfg.OUTPUT_DIR, cfg.MODEL.DENSE.POOLER_RESOLUTION = "", 0
+    assert without == boxes
 
 
 @pytest.mark.parametrize("folder", ["", "from_scratch/"])
