@@ -180,6 +180,11 @@ def test_builtin_datasets() -> None:
     metadata = MetadataCatalog.get("mini_vid_det")
     assert metadata.json_file.endswith("mini_vid/annotations/imagenet_det_30plus1cls.json")
     assert metadata.image_root.endswith("mini_vid/Data/DET")
+    for seed in (7, 8):
+        metadata = MetadataCatalog.get(f"mini_vid_seed_{seed}_val_all_frames")
+        tree = f"mini_vid_seed_{seed}"
+        assert metadata.json_file.endswith(f"{tree}/annotations/imagenet_vid_val.json")
+        assert metadata.image_root.endswith(f"{tree}/Data/VID")
     assert len(set(IMAGENET_VID_CLASSES)) == len(set(IMAGENET_VID_WNIDS)) == 30
 
 
